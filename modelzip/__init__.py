@@ -1,0 +1,54 @@
+"""modelzip turns a trained PyTorch model into a small, fast ONNX file, and proves it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelzip.run import compress
+    from modelzip.core.base import Context, Need, Pass, PassReport, Stage
+    from modelzip.core.prepare import Prepared, load, load_prepared, prepare
+    from modelzip.errors import ModelzipError
+    from modelzip.export.onnx import export_onnx
+    from modelzip.passes.cast import Cast
+    from modelzip.passes.fake_quantize import FakeQuantize
+    from modelzip.passes.int8 import Int8
+    from modelzip.passes.magnitude_prune import MagnitudePrune
+    from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.train.finetune import FineTune
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Cast": "passes.cast",
+    "Context": "core.base",
+    "FakeQuantize": "passes.fake_quantize",
+    "FineTune": "train.finetune",
+    "Int8": "passes.int8",
+    "MagnitudePrune": "passes.magnitude_prune",
+    "ModelzipError": "errors",
+    "Need": "core.base",
+    "Pass": "core.base",
+    "PassReport": "core.base",
+    "Prepared": "core.prepare",
+    "PruneChannels": "passes.prune_channels",
+    "Stage": "core.base",
+    "compress": "run",
+    "export_onnx": "export.onnx",
+    "load": "core.prepare",
+    "load_prepared": "core.prepare",
+    "prepare": "core.prepare",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'modelzip' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"modelzip.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

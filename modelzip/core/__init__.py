@@ -1,0 +1,1 @@
+"""What a pass is, and how passes are applied to a model."""

@@ -1,0 +1,144 @@
+"""Checkpoints: one safetensors file, with the passes as JSON in its header. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from modelzip.core import registry
+from modelzip.core.base import Pass
+from modelzip.errors import ModelzipError, OutputError, SettingError
+
+FORMAT = 1
+_KEY = "modelzip"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pass of a checkpoint."""
+
+    pass_: Pass
+    record: dict[str, Any]
+    training_steps: int | None
+    since_step: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says besides its tensors."""
+
+    step: int
+    passes: tuple[Entry, ...]
+
+
+def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write `state` and `header` to `path` at once or not at all. OutputError where it cannot.
+
+    Names that share storage are stored once and listed as aliases.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+            tensors[name] = tensor.detach().cpu().clone().contiguous()
+    text = json.dumps({"format": FORMAT, **header, "aliases": aliases}, allow_nan=False)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(tensors, partial, metadata={_KEY: text})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def read(path: str | Path) -> tuple[Header, Callable[[nn.Module], None]]:
+    """The header of a checkpoint, and a function that loads its tensors into a model."""
+    path = Path(path)
+    if not path.is_file():
+        raise SettingError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
+    if _KEY not in metadata:
+        raise SettingError(f"{path} has no modelzip header; load plain weights with safetensors")
+    try:
+        data = json.loads(metadata[_KEY])
+        if data["format"] != FORMAT:
+            raise SettingError(
+                f"{path} has format {data['format']!r}; this modelzip reads {FORMAT}"
+            )
+        aliases = {str(k): str(v) for k, v in data["aliases"].items()}
+        header = Header(
+            step=int(data["step"]),
+            passes=tuple(
+                Entry(
+                    pass_=registry.build(entry["name"], entry["settings"]),
+                    record=dict(entry["record"]),
+                    training_steps=entry["training_steps"],
+                    since_step=int(entry["since_step"]),
+                )
+                for entry in data["passes"]
+            ),
+        )
+    except ModelzipError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"{path} has a damaged modelzip header: {error!r}") from error
+    return header, lambda model: load_tensors(model, path, aliases=aliases)
+
+
+def load_tensors(
+    model: nn.Module, path: str | Path, *, aliases: Mapping[str, str] | None = None
+) -> None:
+    """Fill `model` from a safetensors file; SettingError names keys and shapes that do not fit.
+
+    Everything is compared before anything is copied, so `model` is whole after an error.
+    """
+    aliases = aliases or {}
+    wanted = model.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            there = set(file.keys())
+            source = {name: aliases.get(name, name) for name in wanted}
+            missing = sorted(name for name, key in source.items() if key not in there)
+            extra = sorted(there - set(source.values()))
+            shapes = {k: list(file.get_slice(k).get_shape()) for k in there & set(source.values())}
+            wrong = [
+                f"{name} is {shapes[key]} in the file and {list(wanted[name].shape)} in the model"
+                for name, key in source.items()
+                if key in shapes and shapes[key] != list(wanted[name].shape)
+            ]
+            problems = [
+                *([f"missing {_some(missing)}"] if missing else []),
+                *([f"unexpected {_some(extra)}"] if extra else []),
+                *([_some(wrong)] if wrong else []),
+            ]
+            if problems:
+                raise SettingError(f"{path} does not fit the model: {'; '.join(problems)}")
+            state = {name: file.get_tensor(key) for name, key in source.items()}
+    except (OSError, SafetensorError) as error:
+        raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
+    with torch.no_grad():
+        model.load_state_dict(state, strict=True)
+
+
+def _some(items: list[str], limit: int = 4) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

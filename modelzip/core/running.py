@@ -1,0 +1,75 @@
+"""Running a model on the kinds of input a user's batches hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelzip.core.base import Batch
+from modelzip.errors import DataError
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run `model`: a tensor is its only argument, a tuple its arguments, a dict its keywords.
+
+    >>> call(nn.Identity(), torch.ones(1))
+    tensor([1.])
+    """
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def tensors(inputs: Any) -> Iterator[Tensor]:
+    """Every tensor in a tensor, or in nested tuples, lists and dicts of them."""
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, dict):
+        for value in inputs.values():
+            yield from tensors(value)
+    elif isinstance(inputs, (tuple, list)):
+        for value in inputs:
+            yield from tensors(value)
+
+
+def as_batches(data: Iterable[Any]) -> tuple[Batch, ...]:
+    """Batches as a loader yields them, (inputs, targets), or bare inputs: a tensor or a dict.
+
+    DataError if there are none, or one holds a value that is not finite.
+
+    >>> as_batches([torch.ones(1)])
+    (Batch(inputs=tensor([1.]), targets=None),)
+    """
+    batches = []
+    for index, item in enumerate(data):
+        pair = isinstance(item, (tuple, list))
+        if pair and len(item) != 2:
+            raise DataError(
+                f"calibration batch {index} has {len(item)} parts; give (inputs, targets), "
+                "with several inputs as ((a, b), targets)"
+            )
+        batch = Batch(*item) if pair else Batch(item, None)
+        for tensor in tensors(batch.inputs):
+            if not bool(torch.isfinite(tensor).all()):
+                raise DataError(f"calibration batch {index} holds NaN or infinity")
+        batches.append(batch)
+    if not batches:
+        raise DataError("the calibration data are empty; give at least one batch")
+    return tuple(batches)

@@ -1,0 +1,122 @@
+"""The one place that copies models, swaps modules and touches parametrizations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from modelzip.errors import ModelError
+
+P = TypeVar("P", bound=nn.Module)
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A deep copy of `model`; ModelError where it cannot be copied.
+
+    >>> clone(nn.Linear(2, 2)) is not None
+    True
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # any class of the user's may fail here in its own way
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({error}); detach computed tensors from it, "
+            "or call prepare(..., inplace=True) on a model you can rebuild"
+        ) from error
+
+
+def attach(module: nn.Module, parametrization: nn.Module, *, tensor: str = "weight") -> None:
+    """Make `module.<tensor>` computed by `parametrization`, after any that are there already."""
+    # unsafe: the shape check would run the parametrization once more for nothing
+    parametrize.register_parametrization(module, tensor, parametrization, unsafe=True)
+
+
+def attached(module: nn.Module, kind: type[P], *, tensor: str = "weight") -> P | None:
+    """The parametrization of class `kind` on `module.<tensor>`, or None."""
+    if not parametrize.is_parametrized(module, tensor):
+        return None
+    found = [p for p in _chain(module, tensor) if isinstance(p, kind)]
+    return found[0] if found else None
+
+
+def all_attached(model: nn.Module, kind: type[P]) -> Iterator[tuple[str, nn.Module, P]]:
+    """Name, module and parametrization wherever a `weight` has one of class `kind`."""
+    for name, module in model.named_modules():
+        if (found := attached(module, kind)) is not None:
+            yield name, module, found
+
+
+def bake(module: nn.Module, kind: type[nn.Module], *, tensor: str = "weight") -> None:
+    """Apply the parametrization of class `kind` to the stored values and detach it alone.
+
+    It must be the first in the chain or commute with those before it, as masks do.
+    """
+    chain = _chain(module, tensor)
+    found = next(p for p in chain if isinstance(p, kind))
+    original = original_tensor(module, tensor=tensor)
+    with torch.no_grad():
+        original.copy_(found(original))
+    parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
+    for other in chain:
+        if other is not found:
+            attach(module, other, tensor=tensor)
+
+
+def detach(module: nn.Module, *, tensor: str = "weight") -> None:
+    """Remove every parametrization from `module.<tensor>`, leaving the stored values."""
+    parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
+
+
+def original_tensor(module: nn.Module, *, tensor: str = "weight") -> torch.Tensor:
+    """The trainable tensor below any parametrizations of `module.<tensor>`."""
+    if parametrize.is_parametrized(module, tensor):
+        found: torch.Tensor = getattr(module.parametrizations, tensor).original
+        return found
+    value: torch.Tensor = getattr(module, tensor)
+    return value
+
+
+def replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the submodule `name` stands, under each of its aliases."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, child_name, new)
+
+
+def tied_parameters(model: nn.Module) -> list[tuple[str, ...]]:
+    """Groups of names that share one Parameter across different modules.
+
+    >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> b.weight = a.weight
+    >>> tied_parameters(nn.Sequential(a, b))
+    [('0.weight', '1.weight')]
+    """
+    owners: dict[int, dict[str, None]] = {}
+    for module_name, module in model.named_modules():  # visits a shared module once
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            full = f"{module_name}.{name}" if module_name else name
+            owners.setdefault(id(parameter), {})[full] = None
+    return [tuple(names) for names in owners.values() if len(names) > 1]
+
+
+def refuse_tied(model: nn.Module, layers: dict[str, nn.Module], *, pass_name: str) -> None:
+    """ModelError if the weight of one of `layers` is tied to another module's."""
+    for group in tied_parameters(model):
+        hit = [name for name in group if name.rpartition(".")[0] in layers]
+        if hit:
+            skip = ", ".join(name.rpartition(".")[0] for name in hit)
+            raise ModelError(
+                f"{pass_name} would untie {' and '.join(group)}; add skip: [{skip}] to leave "
+                "the tied layers as they are"
+            )
+
+
+def _chain(module: nn.Module, tensor: str) -> list[nn.Module]:
+    return list(getattr(module.parametrizations, tensor))

@@ -1,0 +1,1 @@
+"""A converted module becomes an ONNX file."""

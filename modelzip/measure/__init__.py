@@ -1,0 +1,1 @@
+"""Size, latency, accuracy and parity of what is deployed."""

@@ -1,0 +1,1 @@
+"""Tensor to tensor: masks, grids and rounding, noise, schedules. No nn.Module here."""

@@ -1,0 +1,1 @@
+"""The built-in passes, one file each; found through the entry-point group modelzip.passes."""

@@ -1,0 +1,1 @@
+"""Integer networks: where quantizers go, what they learn, and the arithmetic that is deployed."""

@@ -1,0 +1,1 @@
+"""Recipe files: the only place with YAML and pydantic."""

@@ -1,0 +1,1 @@
+"""One small Session interface over the runtimes that serve a model."""
