@@ -1,1 +1,5 @@
-"""Data sources and batches."""
+"""Data sources, and batches of them."""
+
+from modelzip.data.base import Augmented, Splits, build, loader
+
+__all__ = ["Augmented", "Splits", "build", "loader"]

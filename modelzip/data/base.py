@@ -1,0 +1,144 @@
+"""What a data source gives, and batches of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from modelzip.core import imports
+from modelzip.errors import DataError, SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Three map-style datasets whose items are (inputs, label), and the number of classes.
+
+    `inputs` is a tensor, a tuple of tensors (positional arguments) or a dict of them (keywords);
+    a label is an integer in [0, classes). `validation` is a slice that the source cut off the
+    training data, un-augmented; `test` is for final figures alone.
+
+    A dataset may define `__getitems__(indices)` that returns one collated (inputs, targets) pair,
+    which is much faster in memory, and `set_epoch(epoch)` (see `Augmented`).
+    """
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    classes: int
+
+
+class Augmented(Dataset[Any]):
+    """A dataset whose random augmentation depends on the epoch alone, so that runs resume.
+
+    Called with the epoch, counted from 0, before each pass over the data.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of `epoch`."""
+        raise NotImplementedError
+
+
+class Shuffled(Sampler[int]):
+    """Indices below `size` in an order that depends on the seed and the epoch alone."""
+
+    def __init__(self, size: int, *, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = generator_for(self.seed, self.epoch)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
+
+
+def generator_for(seed: int, epoch: int) -> torch.Generator:
+    """A CPU generator whose stream belongs to this seed and epoch.
+
+    >>> generator_for(0, 1).initial_seed() == generator_for(1, 0).initial_seed()
+    False
+    """
+    # the odd multiplier spreads neighbouring (seed, epoch) pairs over the 63 bits torch takes
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+
+
+def length(dataset: Dataset[Any]) -> int:
+    """The number of items; DataError for a dataset that has none to tell."""
+    try:
+        return len(dataset)  # type: ignore[arg-type]  # torch leaves __len__ off Dataset
+    except TypeError as error:
+        raise DataError(
+            f"{type(dataset).__name__} has no length; data must be map-style, with __len__"
+        ) from error
+
+
+def loader(
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
+) -> DataLoader[Any]:
+    """Batches (inputs, targets) of a map-style dataset; targets are int64, shape [N].
+
+    The order with `shuffle` depends on `seed` and on the epoch, which `set_epoch` sets.
+
+    >>> data = [(torch.ones(2), 1), (torch.zeros(2), 0)]
+    >>> inputs, targets = next(iter(loader(data, batch_size=2)))
+    >>> inputs.shape, targets
+    (torch.Size([2, 2]), tensor([1, 0]))
+    """
+    size = length(dataset)
+    if size == 0:
+        raise DataError(f"{type(dataset).__name__} is empty; there is nothing to load")
+    if batch_size < 1:
+        raise SettingError(f"batch_size must be at least 1, got {batch_size}")
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=Shuffled(size, seed=seed) if shuffle else None,
+        drop_last=drop_last,
+        collate_fn=_collate,
+    )
+
+
+def set_epoch(batches: DataLoader[Any], epoch: int) -> None:
+    """Set the order, and the augmentation where the dataset has one, of the next pass."""
+    if isinstance(batches.sampler, Shuffled):
+        batches.sampler.epoch = epoch
+    if isinstance(batches.dataset, Augmented):
+        batches.dataset.set_epoch(epoch)
+
+
+def _collate(batch: Any) -> tuple[Any, Tensor]:
+    # a list holds single items, whether fetched one by one or through Subset.__getitems__
+    inputs, targets = default_collate(batch) if isinstance(batch, list) else batch
+    return inputs, torch.as_tensor(targets).long()
+
+
+def build(target: str, /, *, beside: str | Path | None = None, **arguments: Any) -> Splits:
+    """The `Splits` that the function `target`, "module:function", returns for `arguments`.
+
+    Args:
+        beside: a folder in which the module is looked for first, such as a recipe's own.
+
+    Raises:
+        SettingError: no such module, function or argument, or the result is not `Splits`.
+
+    >>> build("modelzip.data:digits", sed=1)
+    Traceback (most recent call last):
+    modelzip.errors.SettingError: modelzip.data:digits has no argument 'sed'; did you mean 'seed'?
+    """
+    splits = imports.call(target, arguments, beside=beside)
+    if not isinstance(splits, Splits):
+        raise SettingError(f"{target} returned {type(splits).__name__}; it must return Splits")
+    return splits
