@@ -1,1 +1,1 @@
-"""Size, latency, accuracy and parity of what is deployed."""
+"""What a model costs and whether it still does its job, measured on the deployed file."""

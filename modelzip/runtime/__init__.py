@@ -1,1 +1,1 @@
-"""One small Session interface over the runtimes that serve a model."""
+"""One small interface, `Session`, over the runtimes that serve a model."""

@@ -1,0 +1,153 @@
+"""Loading a model into a runtime: `load(source, runtime=..., device=..., threads=...)`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from modelzip.core import checks
+from modelzip.errors import ExportError, SettingError
+from modelzip.runtime.inputs import Array, InputSpec
+
+RUNTIMES = ("onnxruntime", "torch", "torch.compile")
+DEVICES = ("cpu", "cuda")
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+class Session(Protocol):
+    """A model ready to serve. It runs on host arrays and returns host arrays."""
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What the model takes, in order."""
+        ...
+
+    def run(self, inputs: Any, /) -> list[Array]:
+        """Every output for one batch: an array or tensor, a tuple of them, or a dict by name.
+
+        DataError where `inputs` do not fit; ExportError where the runtime fails on them.
+        """
+        ...
+
+    def bind(self, inputs: Any, /) -> Callable[[], object]:
+        """A function for timing: each call runs the model once, to completion.
+
+        Inputs are checked and put on the device beforehand, and outputs are left there.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether this machine has a runtime on a device: `missing` is "" or one line why not."""
+
+    runtime: str
+    device: str
+    missing: str = ""
+
+
+def load(
+    source: str | Path | nn.Module,
+    *,
+    runtime: str = "onnxruntime",
+    device: str = "cpu",
+    threads: int = 1,
+    precision: str = "float32",
+    example_inputs: Any = None,
+) -> Session:
+    """A session for an ONNX file (runtime "onnxruntime") or a module ("torch", "torch.compile").
+
+    Args:
+        source: the file, or the module, which is copied.
+        runtime: one of `RUNTIMES`.
+        device: "cpu" or "cuda".
+        threads: CPU threads that one operator may use.
+        precision: what a module computes in; a file says that itself. Inputs and outputs stay
+            float32.
+        example_inputs: one batch, which a module needs, as it does not say what it takes.
+
+    Raises:
+        SettingError: a setting there is not, or one that does not fit the source.
+        ExportError: the runtime or device is not here, or the runtime cannot load the source.
+
+    >>> net = nn.Linear(4, 2)
+    >>> session = load(net, runtime="torch", example_inputs=torch.ones(1, 4))
+    >>> session.run(torch.ones(3, 4))[0].shape
+    (3, 2)
+    """
+    checks.choice("runtime", runtime, RUNTIMES)
+    checks.choice("device", device, DEVICES)
+    checks.choice("precision", precision, PRECISIONS)
+    checks.integer("threads", threads, low=1)
+    if why := missing(runtime, device):
+        raise ExportError(why)
+    if runtime == "onnxruntime":
+        from modelzip.runtime.ort_session import OrtSession
+
+        if isinstance(source, nn.Module):
+            raise SettingError("onnxruntime runs files; export the module and give the path")
+        if precision != "float32":
+            raise SettingError(
+                f"precision={precision!r} is for modules; a file computes in the types it holds"
+            )
+        return OrtSession(Path(source), device=device, threads=threads)
+    from modelzip.runtime.torch_session import TorchSession
+
+    if not isinstance(source, nn.Module):
+        raise SettingError(f"{runtime} runs modules, not files; use onnxruntime for {source}")
+    if example_inputs is None:
+        raise SettingError(
+            f"{runtime} needs example_inputs=...: a module does not say what it takes"
+        )
+    return TorchSession(
+        source,
+        example_inputs,
+        device=device,
+        threads=threads,
+        precision=precision,
+        compiled=runtime == "torch.compile",
+    )
+
+
+def missing(runtime: str, device: str) -> str:
+    """One line why `runtime` cannot use `device` here, or "" if it can.
+
+    >>> missing("torch", "cpu")
+    ''
+    """
+    checks.choice("runtime", runtime, RUNTIMES)
+    checks.choice("device", device, DEVICES)
+    if runtime == "onnxruntime":
+        from modelzip.runtime.ort_session import missing_provider
+
+        return missing_provider(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"{runtime} on cuda: torch {torch.__version__} sees no CUDA device"
+    if runtime == "torch.compile" and device == "cpu" and not _compiler():
+        return "torch.compile on cpu: there is no C++ compiler; install g++ or set CXX"
+    return ""
+
+
+def available() -> tuple[Availability, ...]:
+    """Every runtime on every device, and why those that are missing are.
+
+    >>> [a.missing for a in available() if (a.runtime, a.device) == ("onnxruntime", "cpu")]
+    ['']
+    """
+    return tuple(
+        Availability(runtime=runtime, device=device, missing=missing(runtime, device))
+        for runtime in RUNTIMES
+        for device in DEVICES
+    )
+
+
+def _compiler() -> str | None:
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
