@@ -30,7 +30,7 @@ class Predictions:
     @property
     def classes(self) -> Ints:
         """The class of the largest output of each sample, the first of equals: [n]."""
-        return self.outputs.argmax(axis=1).astype(np.int64)
+        return np.asarray(self.outputs.argmax(axis=1), dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

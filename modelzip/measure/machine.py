@@ -116,7 +116,10 @@ def _cpu_field(name: str) -> str:
 
 
 def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else 0
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux alone has it
+        return 0
 
 
 def _memory_bytes() -> int:

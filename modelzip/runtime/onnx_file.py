@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
+
 from modelzip.errors import ExportError
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit; weights past it are external data
@@ -47,6 +48,17 @@ def read(path: str | Path, *, weights: bool = False) -> onnx.ModelProto:
     if weights:
         onnx.load_external_data_for_model(model, str(path.parent))
     return model
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names, relative to the file, of the files that its tensors are read from."""
+    return {
+        entry.value
+        for tensor in tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -61,18 +61,19 @@ class OrtSession:
     def bind(self, inputs: Any, /) -> Callable[[], object]:
         """A function that runs the file once on `inputs`, which are put on the device now."""
         feeds = match(self.inputs, inputs)
+        native = self.native
+        self._guarded(lambda: native.run(None, feeds))  # fails here rather than while timed
         if self._device == "cpu":
-            native = self.native
             return lambda: native.run(None, feeds)
-        binding = self.native.io_binding()
+        binding = native.io_binding()
         for name, array in feeds.items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
             binding.bind_ortvalue_input(name, value)
-        for node in self.native.get_outputs():
+        for node in native.get_outputs():
             binding.bind_output(node.name, self._device)
 
         def run_once() -> None:
-            self.native.run_with_iobinding(binding)
+            native.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
         return run_once
