@@ -1,0 +1,124 @@
+"""Quantizers put on a model's layers and activations, and what is reported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx, nn
+
+from modelzip.core import surgery
+from modelzip.core.base import Batch, LayerReport, Pass, PassReport
+from modelzip.core.graph import trace
+from modelzip.core.running import evaluating
+from modelzip.core.selection import select
+from modelzip.errors import ModelError, SelectionError, SettingError
+from modelzip.quantization.calibration import Calibrator, calibrate
+from modelzip.quantization.dynamic import DynamicQuantizedLinear
+from modelzip.quantization.fake import Method, WeightQuantizer
+from modelzip.quantization.integer import QuantizedConv, QuantizedLinear
+from modelzip.quantization.placement import place
+
+KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+
+
+def choose_layers(
+    pass_: Pass, model: nn.Module, *, kinds: tuple[type[nn.Module], ...] = KINDS
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers `pass_` selects that have an integer form, and why the others have none.
+
+    SettingError if the model is quantized already, SelectionError if nothing is left, ModelError
+    for tied or NaN weights.
+    """
+    if next(surgery.all_attached(model, WeightQuantizer), None) is not None:
+        raise SettingError(f"{pass_.name}: the model is quantized already; give one such pass")
+    selected = select(model, kinds=kinds, targets=pass_.targets, skip=pass_.skip)
+    protected = {
+        name: f"padding_mode={layer.padding_mode!r} has no integer form"
+        for name, layer in selected.items()
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.padding_mode != "zeros"
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            inside = f"{name}.out_proj" if name else "out_proj"
+            protected[inside] = "inside MultiheadAttention, which runs as one operation"
+    layers = {n: m for n, m in selected.items() if n not in protected}
+    if not layers:
+        reasons = "; ".join(f"{n}: {r}" for n, r in protected.items())
+        raise SelectionError(f"{pass_.name} can quantize none of the selected layers ({reasons})")
+    surgery.refuse_tied(model, layers, pass_name=pass_.name)
+    for name, layer in layers.items():
+        if not bool(torch.isfinite(surgery.original_tensor(layer)).all()):
+            raise ModelError(f"{name}.weight holds NaN or infinity; nothing was quantized")
+    return layers, protected
+
+
+def attach_static(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    *,
+    bits: int,
+    activation_bits: int,
+    method: Method,
+    everywhere: bool,
+    batches: Sequence[Batch],
+    calibrator: Calibrator,
+    percentile: float,
+) -> fx.GraphModule:
+    """`model` traced, with quantizers on the weights of `layers` and on activations.
+
+    Ranges come from `batches`; with none, as when a checkpoint is read, they are left for later.
+    """
+    with evaluating(model):
+        graph = trace(model)
+    called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
+    unseen = [name for name in layers if name not in called]
+    if unseen:
+        raise ModelError(
+            f"{unseen[0]} is never called as a module in forward, so it cannot be quantized; "
+            f"add skip: [{', '.join(unseen)}]"
+        )
+    placed = place(graph, layers, bits=activation_bits, method=method, everywhere=everywhere)
+    if batches:
+        calibrate(graph, placed, batches, calibrator=calibrator, percentile=percentile)
+    for layer in layers.values():
+        weight = surgery.original_tensor(layer)
+        surgery.attach(layer, WeightQuantizer(weight, bits=bits, method=method))
+    return graph
+
+
+def report(
+    pass_: Pass,
+    before: Mapping[str, nn.Module],
+    after: nn.Module,
+    protected: Mapping[str, str],
+) -> PassReport:
+    """What quantizing the layers `before` made of them, as they are in `after`."""
+    rows = []
+    for name, module in after.named_modules():
+        if not isinstance(module, (QuantizedConv, QuantizedLinear, DynamicQuantizedLinear)):
+            continue
+        layer = before[name.partition("_call")[0]]
+        count = module.weight.numel()
+        rows.append(
+            LayerReport(
+                name=name,
+                kind=type(module).__name__,
+                parameters_before=surgery.original_tensor(layer).numel(),
+                parameters_after=count,
+                nonzero=int(torch.count_nonzero(module.weight)),
+                bits=float(module.bits),
+                note=_note(module),
+            )
+        )
+    return PassReport(
+        name=pass_.name, settings=pass_.settings(), layers=tuple(rows), protected=dict(protected)
+    )
+
+
+def _note(module: QuantizedConv | QuantizedLinear | DynamicQuantizedLinear) -> str:
+    if isinstance(module, DynamicQuantizedLinear):
+        return "input quantized at run time"
+    if isinstance(module, QuantizedConv) and not module.quantized:
+        return "integer weights, computed in float: its output is the model's"
+    return "" if module.quantized else "integer, with a float output"

@@ -1,0 +1,143 @@
+"""Quantizers that train: they round to the grid in float and let gradients through."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modelzip.numerics.affine import (
+    SMALLEST_SCALE,
+    activation_grid,
+    fake_quantize,
+    levels,
+    mse_scale,
+    scale_gradient,
+    symmetric_scale,
+    weight_levels,
+)
+
+Form = Literal["any", "relu", "relu6"]
+Method = Literal["fixed", "straight_through", "lsq"]
+
+_MOMENTUM = 0.01  # of the running range in straight-through training
+
+
+class WeightQuantizer(nn.Module):
+    """Parametrization that rounds a weight to a symmetric grid, one scale for each output channel.
+
+    With "lsq" the scale is learned; otherwise it follows the weight: the largest |w| above four
+    bits, the least squared error at four and below, where clipping pays.
+    """
+
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, *, bits: int, method: Method) -> None:
+        super().__init__()
+        self.bits = bits
+        self.learned = method == "lsq"
+        start = self._fit(weight)
+        if self.learned:
+            self.scale = nn.Parameter(start)
+        else:
+            self.register_buffer("scale", start)
+
+    def _fit(self, weight: Tensor) -> Tensor:
+        choose = symmetric_scale if self.bits > 4 else mse_scale
+        return choose(weight, bits=self.bits)
+
+    def current_scale(self, weight: Tensor) -> Tensor:
+        """Positive scale of each output channel, shape [channels]."""
+        if self.learned:
+            return self.scale.abs().clamp_min(SMALLEST_SCALE)
+        if self.training:
+            self.scale.copy_(self._fit(weight))
+        return self.scale
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Integer-valued floats shaped like `weight`, and the scale of each output channel."""
+        scale = self.current_scale(weight).detach()
+        top = weight_levels(self.bits)
+        shaped = scale.view(-1, *[1] * (weight.dim() - 1))
+        return (weight.detach() / shaped).round_().clamp_(-top, top), scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        top = weight_levels(self.bits)
+        scale = self.current_scale(weight)
+        if self.learned:
+            scale = scale_gradient(scale, 1 / math.sqrt(top * weight[0].numel()))
+        shaped = scale.view(-1, *[1] * (weight.dim() - 1))
+        return fake_quantize(weight, shaped, low=-top, high=top)
+
+
+class ActivationQuantizer(nn.Module):
+    """Module that rounds its input to an unsigned grid with one scale and zero point.
+
+    `form` says what precedes it: after a ReLU the zero point is 0, after a ReLU6 the scale is also
+    at most 6 / (2**bits - 1), so that the runtime can fuse the clamp. While `observing` it passes
+    its input through.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, *, bits: int, form: Form, method: Method) -> None:
+        super().__init__()
+        self.bits = bits
+        self.form = form
+        self.method = method
+        self.observing = False
+        if method == "lsq":
+            self.scale = nn.Parameter(torch.tensor(1.0))
+        else:
+            self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0.0))
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
+
+    @property
+    def nonnegative(self) -> bool:
+        return self.form != "any"
+
+    def set_range(self, low: float, high: float) -> None:
+        """Choose the grid that covers [low, high]."""
+        if self.form == "relu6":
+            high = min(high, 6.0)
+        scale, zero = activation_grid(low, high, bits=self.bits, nonnegative=self.nonnegative)
+        with torch.no_grad():
+            self.low.fill_(low)
+            self.high.fill_(high)
+            self.scale.fill_(scale)
+            self.zero_point.fill_(zero)
+
+    def grid(self) -> tuple[Tensor, int]:
+        """Positive float32 scale (no dimensions) and zero point, as deployed."""
+        scale = self.scale.detach().abs().clamp_min(SMALLEST_SCALE)
+        if self.form == "relu6":
+            scale = scale.clamp_max(6.0 / levels(self.bits))
+        return scale.clone(), int(self.zero_point)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.observing:
+            return values
+        if self.training and self.method == "straight_through":
+            self._follow(values.detach())
+        scale = self.scale
+        if self.method == "lsq":
+            scale = scale.abs().clamp_min(SMALLEST_SCALE)
+            if self.form == "relu6":
+                scale = scale.clamp_max(6.0 / levels(self.bits))
+            count = max(values[0].numel(), 1)
+            scale = scale_gradient(scale, 1 / math.sqrt(levels(self.bits) * count))
+        high = levels(self.bits) - self.zero_point
+        return fake_quantize(values, scale, low=-self.zero_point, high=high)
+
+    def _follow(self, values: Tensor) -> None:
+        low, high = torch.aminmax(values)
+        low = self.low + _MOMENTUM * (low - self.low)
+        high = self.high + _MOMENTUM * (high - self.high)
+        self.set_range(float(low), float(high))
