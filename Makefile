@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export MODELZIP_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
+export MODELZIP_MODELS ?= $(if $(wildcard ../shared/models),$(abspath ../shared/models))
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(VENV)/.demo  ## train, compress and report on scikit-learn's digits
+	rm -rf runs/digits
+	$(BIN)/modelzip run recipes/digits.yaml --out runs/digits
+	@echo "The report is runs/digits/report.md"
+
+test: $(VENV)/.dev check  ## every check and test that CI runs
+
+test-slow: $(VENV)/.dev  ## the long ones, on real data
+	$(BIN)/python -m pytest -q -m slow --timeout 3600
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
