@@ -91,7 +91,7 @@ def round_to_grid(values: Tensor, scale: Tensor, *, low: int, high: int) -> Tens
 
 
 def fake_quantize(
-    values: Tensor, scale: Tensor, *, low: int | Tensor, high: int | Tensor
+    values: Tensor, scale: Tensor, *, low: float | Tensor, high: float | Tensor
 ) -> Tensor:
     """`values` rounded to the grid, with gradients for `values` and `scale`.
 
@@ -103,7 +103,7 @@ def fake_quantize(
     >>> x.grad.tolist()
     [1.0, 0.0]
     """
-    inside = torch.clamp(values / scale, low, high)
+    inside = torch.clamp(values / scale, low, high)  # type: ignore[arg-type]
     return (inside + (inside.round() - inside).detach()) * scale
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -66,7 +67,7 @@ class FakeQuantize(Pass):
         return self._attach(model, attach.choose_layers(self, model)[0], ())
 
     def _attach(
-        self, model: nn.Module, layers: dict[str, nn.Module], batches: tuple[Batch, ...]
+        self, model: nn.Module, layers: dict[str, nn.Module], batches: Sequence[Batch]
     ) -> nn.Module:
         activation_bits = self.bits if self.activation_bits is None else self.activation_bits
         return attach.attach_static(

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from modelzip.core import checks, surgery
 from modelzip.core.base import Context, Need, Pass, PassReport, Stage
+from modelzip.errors import SettingError
 from modelzip.quantization import attach, dynamic
 from modelzip.quantization.calibration import CALIBRATORS, Calibrator
 from modelzip.quantization.fake import WeightQuantizer
@@ -57,7 +58,7 @@ class Int8(Pass):
         checks.choice("calibrator", self.calibrator, CALIBRATORS)
         percent = checks.positive("percentile", self.percentile)
         if not 50 <= percent <= 100:
-            raise checks.SettingError(f"percentile must be from 50 to 100, got {percent:g}")
+            raise SettingError(f"percentile must be from 50 to 100, got {percent:g}")
 
     @property
     def requires(self) -> Need:

@@ -95,9 +95,7 @@ def _observe(
     handles = []
     for _, quantizer in quantizers:
         quantizer.observing = True
-        handles.append(
-            quantizer.register_forward_pre_hook(lambda q, args: see(q, args[0]))  # type: ignore[arg-type]
-        )
+        handles.append(quantizer.register_forward_pre_hook(lambda q, args: see(q, args[0])))
     try:
         with evaluating(graph):
             for batch in batches:

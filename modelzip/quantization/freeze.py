@@ -125,7 +125,7 @@ def _freeze_operation(graph: fx.GraphModule, node: fx.Node, grids: dict[fx.Node,
     out = _grid(graph, chain.quantizer)
     frozen: nn.Module
     if is_add(node):
-        frozen = QuantizedAdd(*inputs, out, relu=chain.relu is not None)
+        frozen = QuantizedAdd(inputs[0], inputs[1], out, relu=chain.relu is not None)
     elif chain.relu is None:
         frozen = QuantizedAveragePool(inputs[0], out, **(average_pool(graph, node) or {}))
         _keep_pool_arguments(graph, node, whole=frozen.whole)

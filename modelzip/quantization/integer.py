@@ -187,7 +187,7 @@ class QuantizedConv(_QuantizedLayer):
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.geometry = {
+        self.geometry: dict[str, Any] = {
             "stride": conv.stride,
             "padding": conv.padding,
             "dilation": conv.dilation,

@@ -74,26 +74,25 @@ def average_pool(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any] | None:
     """Keywords for QuantizedAveragePool where the node averages over the image, else None."""
     module = module_of(graph, node)
     if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
-        size = module.output_size if module else (*node.args, *node.kwargs.values())[1]
+        size = module.output_size if module else _argument(node, 1, "output_size", None)
         return {"whole": True} if size in (1, (1, 1), [1, 1]) else None
     if isinstance(module, nn.AvgPool2d):
         return {"whole": False} if not module.ceil_mode else None
     if node.target is F.avg_pool2d:
         return {"whole": False}
     if node.target in (torch.mean, "mean"):
-        keep = (*node.args, *node.kwargs.values())[2:3] or [node.kwargs.get("keepdim", False)]
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        image = dims is not None and tuple(dims) in ((2, 3), (-2, -1))  # type: ignore[arg-type]
-        return {"whole": True, "keepdim": bool(keep[0])} if image else None
+        dims = _argument(node, 1, "dim", None)
+        image = isinstance(dims, (list, tuple)) and tuple(dims) in ((2, 3), (-2, -1))
+        keepdim = bool(_argument(node, 2, "keepdim", False))
+        return {"whole": True, "keepdim": keepdim} if image else None
     return None
 
 
 def keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node only moves, selects or zero-pads values, so that a grid stays a grid."""
     if node.target in (F.pad, "pad"):
-        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-        return mode != "constant" or value in (None, 0)
+        constant = _argument(node, 2, "mode", "constant") == "constant"
+        return not constant or _argument(node, 3, "value", None) in (None, 0)
     if relu_form(graph, node) == "relu":
         return True
     module = module_of(graph, node)
@@ -116,3 +115,7 @@ def only_user(node: fx.Node) -> fx.Node | None:
     """The single node that uses `node`, or None if there are several or none."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)

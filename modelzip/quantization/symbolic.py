@@ -74,5 +74,5 @@ def _operator(
     **attributes: int,
 ) -> Tensor:
     return torch.onnx.ops.symbolic(
-        name, inputs, attrs=attributes, dtype=dtype, shape=shape, version=OPSET
+        name, inputs, attrs=dict(attributes), dtype=dtype, shape=shape, version=OPSET
     )
