@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from modelzip.core import checks
@@ -144,6 +145,8 @@ def latency_table(
             for batch_size in batch_sizes:
                 checks.integer("batch size", batch_size, low=1)
                 inputs = resized(example_inputs, batch_size)
+                if runtime == "torch.compile":  # past 8 shapes of a class it turns eager, silently
+                    torch.compiler.reset()
                 sessions = {
                     name: load(
                         source,

@@ -24,7 +24,7 @@ _TIMEOUT_S = 300
 _CHILD = """
 import json, sys
 import numpy, onnxruntime
-path, feeds_path, threads, runs = json.loads(sys.argv[1])
+path, feeds_path, names, threads, runs = json.loads(sys.argv[1])
 
 def status(field):
     with open("/proc/self/status") as file:
@@ -38,7 +38,8 @@ def peak_kb():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak // 1024 if sys.platform == "darwin" else peak
 
-feeds = dict(numpy.load(feeds_path, allow_pickle=False))
+arrays = numpy.load(feeds_path, allow_pickle=False)
+feeds = {name: arrays[f"arr_{i}"] for i, name in enumerate(names)}
 try:
     open("/proc/self/clear_refs", "w").write("5")
     before = status("VmRSS")
@@ -81,8 +82,8 @@ def peak_memory(path: str | Path, inputs: Any, *, threads: int = 1, runs: int = 
     with tempfile.TemporaryDirectory() as folder:
         feeds_path = Path(folder) / "feeds.npz"
         with feeds_path.open("wb") as file:
-            np.savez(file, **feeds)  # type: ignore[arg-type]  # numpy's stub takes the flag here
-        job = json.dumps([str(Path(path).resolve()), str(feeds_path), threads, runs])
+            np.savez(file, *feeds.values())  # by position: a name may be savez's own argument
+        job = json.dumps([str(Path(path).resolve()), str(feeds_path), list(feeds), threads, runs])
         command = [sys.executable, "-I", "-c", _CHILD, job]
         try:
             done = subprocess.run(  # noqa: S603  # our own interpreter and code

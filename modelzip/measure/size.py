@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,14 @@ from modelzip.core.running import call, evaluating
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSize:
-    """One operator of a file that holds weights or multiplies: its share of `FileSize`."""
+    """One operator of a file that holds weights or multiplies: its share of `FileSize`.
+
+    `weight` is the name of its first stored tensor, most often the module's own name for it.
+    """
 
     name: str
     op: str
+    weight: str
     parameters: int
     nonzero: int
     bits: float
@@ -37,8 +40,8 @@ class FileSize:
         nonzero: those that are not zero, or not at their zero point.
         bits: mean bits that a parameter is stored in.
         macs: multiply-accumulates of convolutions and matrix products, for one sample.
-        uncounted: operators whose macs could not be counted: their kind is unknown to modelzip,
-            or their shape does not follow from the file.
+        uncounted: operators whose macs and packed weights are not counted above: their kind is
+            unknown to modelzip, or their shape does not follow from the file.
         layers: the same, operator by operator, in the file's order.
     """
 
@@ -60,20 +63,19 @@ class ModuleSize:
     macs: int
 
 
-def file_size(path: str | Path, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> FileSize:
+def file_size(path: str | Path, *, example_inputs: Any = None) -> FileSize:
     """Count what is in the ONNX file `path`.
 
     Args:
         path: the file.
-        shapes: shapes of inputs by name, for those that are dynamic beyond the batch; the batch
-            is always counted as 1.
+        example_inputs: one batch, in arrays or tensors, where more than the batch is dynamic.
 
     Raises:
         ExportError: the file cannot be read, as `modelzip.runtime.onnx_file.read` says.
     """
     from modelzip.measure.onnx_count import count
 
-    layers, uncounted = count(Path(path), shapes=shapes or {})
+    layers, uncounted = count(Path(path), example_inputs=example_inputs)
     parameters = sum(layer.parameters for layer in layers)
     bits = sum(layer.bits * layer.parameters for layer in layers)
     return FileSize(

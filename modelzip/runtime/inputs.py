@@ -71,7 +71,7 @@ def match(specs: Sequence[InputSpec], inputs: Any) -> dict[str, Array]:
             raise DataError(
                 f"input {spec.name} has shape {list(array.shape)}; the model takes {spec}"
             )
-        arrays[spec.name] = array
+        arrays[spec.name] = np.asarray(array, order="C")  # runtimes read memory as it lies
     return arrays
 
 

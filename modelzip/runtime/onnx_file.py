@@ -38,7 +38,12 @@ def read(path: str | Path, *, weights: bool = False) -> onnx.ModelProto:
         raise ExportError(f"{path} is not an ONNX file: {_one_line(error)}") from error
     if not model.graph.node and not model.graph.output:
         raise ExportError(f"{path} is not an ONNX file: it holds no graph")
+    known = onnx.TensorProto.DataType.values()
     for tensor in tensors(model):
+        if tensor.data_type not in known:
+            raise ExportError(
+                f"{path}: tensor {tensor.name} has the unknown data type {tensor.data_type}"
+            )
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(path, tensor)
     try:

@@ -43,6 +43,8 @@ class OrtSession:
             self.native = onnxruntime.InferenceSession(
                 str(path), options, providers=[_PROVIDERS[device]]
             )
+            # reading a name can fail too: it need not be UTF-8
+            described = [(node.name, node.type, node.shape) for node in self.native.get_inputs()]
         except Exception as error:  # its errors have no common base but Exception
             raise ExportError(f"{path}: onnxruntime cannot load it: {one_line(error)}") from error
         if self.native.get_providers()[0] != _PROVIDERS[device]:  # it falls back without a word
@@ -50,7 +52,7 @@ class OrtSession:
                 f"{path}: onnxruntime could not start {_PROVIDERS[device]}; "
                 "are the CUDA libraries that its release names installed?"
             )
-        self.inputs = tuple(_spec(path, node) for node in self.native.get_inputs())
+        self.inputs = tuple(_spec(path, *one) for one in described)
 
     def run(self, inputs: Any, /) -> list[Array]:
         """Every output, in the file's order."""
@@ -107,8 +109,8 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _spec(path: Path, node: Any) -> InputSpec:
-    if node.type not in _DTYPES:
-        raise ExportError(f"{path}: input {node.name} is a {node.type}, which modelzip cannot feed")
-    shape = tuple(n if isinstance(n, int) and n >= 0 else None for n in node.shape)
-    return InputSpec(name=node.name, dtype=_DTYPES[node.type], shape=shape)
+def _spec(path: Path, name: str, kind: str, lengths: list[int | str | None]) -> InputSpec:
+    if kind not in _DTYPES:
+        raise ExportError(f"{path}: input {name} is a {kind}, which modelzip cannot feed")
+    shape = tuple(n if isinstance(n, int) and n >= 0 else None for n in lengths)
+    return InputSpec(name=name, dtype=_DTYPES[kind], shape=shape)

@@ -43,6 +43,7 @@ class TorchSession:
         # dynamic=False: one graph a shape, the fastest that torch.compile makes
         self._module: Any = torch.compile(module, dynamic=False) if compiled else module
         self._label = "torch.compile" if compiled else "torch"
+        self._name = type(module).__name__
         self.run(example_inputs)  # compiles now, and fails now where it cannot
 
     def run(self, inputs: Any, /) -> list[Array]:
@@ -77,8 +78,7 @@ class TorchSession:
                 return call(self._module, placed)
         except Exception as error:  # the user's module and torch's compiler raise what they like
             reason = " ".join(str(error).split())[:300]
-            name = type(self._module).__name__
-            raise ExportError(f"{self._label} cannot run {name}: {reason}") from error
+            raise ExportError(f"{self._label} cannot run {self._name}: {reason}") from error
 
 
 @contextmanager
