@@ -142,15 +142,16 @@ def prepare(
 
 
 def load_prepared(
-    make_model: nn.Module | Any, path: str | Path, *, example_inputs: Any = None
+    make_model: nn.Module | Any, path: str | Path, *, example_inputs: Any = None, seed: int = 0
 ) -> Prepared:
     """The `Prepared` that `save` wrote, for further training, around a model from `make_model()`."""
     header, read_tensors = checkpoint.read(path)
-    prepared = Prepared(make_model(), example_inputs=example_inputs)
+    prepared = Prepared(make_model(), example_inputs=example_inputs, seed=seed)
     for entry in header.passes:
         context = Context(
             example_inputs=example_inputs,
             training_steps=entry.training_steps,
+            seed=seed,
             record=entry.record,
         )
         prepared.model = entry.pass_.restore(prepared.model, context)
