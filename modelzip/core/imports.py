@@ -34,17 +34,18 @@ def resolve(target: str, *, beside: str | Path | None = None) -> Callable[..., A
     if not (colon and module_name and name):
         raise SettingError(f"build must be 'module:function', got {target!r}")
     module = _import(module_name, None if beside is None else Path(beside).resolve())
-    functions = {n: v for n, v in vars(module).items() if callable(v) and not n.startswith("_")}
-    if module.__dict__.get("__getattr__") and name not in functions:  # lazily exported names
-        functions |= {n: None for n in dir(module) if not n.startswith("_")}
-        functions[name] = getattr(module, name, None)
-    if functions.get(name) is None:
-        functions.pop(name, None)
+    try:
+        found = getattr(module, name)  # also finds what a module exports lazily
+    except AttributeError as error:
+        public = [n for n in dir(module) if not n.startswith("_")]
+        functions = [n for n in public if callable(getattr(module, n, None))]
         raise SettingError(
             f"module {module_name} has no function {name!r}{did_you_mean(name, functions)}"
-        )
-    found: Callable[..., Any] = functions[name]
-    return found
+        ) from error
+    if not callable(found):
+        raise SettingError(f"{target} is {found!r:.60}, which is not a function")
+    function: Callable[..., Any] = found
+    return function
 
 
 def call(target: str, arguments: Mapping[str, Any], *, beside: str | Path | None = None) -> Any:

@@ -1,5 +1,21 @@
 """Data sources, and batches of them."""
 
+from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Splits, build, loader
+from modelzip.data.checking import calibration_batches, check
+from modelzip.data.sources import cifar10, digits, fashion_mnist, image_folder, npz
 
-__all__ = ["Augmented", "Splits", "build", "loader"]
+__all__ = [
+    "ArrayDataset",
+    "Augmented",
+    "Splits",
+    "build",
+    "calibration_batches",
+    "check",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "image_folder",
+    "loader",
+    "npz",
+]
