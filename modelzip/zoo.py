@@ -238,8 +238,8 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = x + self.attention(self.norm1(x))
-        return mixed + self.down(F.gelu(self.up(self.norm2(mixed))))
+        mixed = x + self.attention(self.norm1(x))
+        return mixed + self.down(F.gelu(self.up(self.norm2(mixed))))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):

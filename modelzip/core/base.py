@@ -123,6 +123,10 @@ class Pass:
     def step(self, model: nn.Module, step: int) -> None:
         """Follow the schedule after optimizer step number `step`, counted from 1."""
 
+    def settled(self, model: nn.Module, step: int) -> bool:
+        """Whether after optimizer step `step` the schedule has ended, so the model may be kept."""
+        return True
+
     def penalty(self, model: nn.Module) -> Tensor | float:
         """A term for the loss; 0.0 where there is none."""
         return 0.0

@@ -68,6 +68,10 @@ class Prepared:
         for attached in self.attached:
             attached.pass_.step(self.model, self.steps - attached.since_step)
 
+    def settled(self) -> bool:
+        """Whether every schedule has ended; before that, no epoch is the best one yet."""
+        return all(a.pass_.settled(self.model, self.steps - a.since_step) for a in self.attached)
+
     def convert(self) -> nn.Module:
         """A plain module in eval mode with nothing attached; `self.model` stays trainable.
 
