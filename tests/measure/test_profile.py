@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelzip.errors import DataError, SettingError
+from modelzip.measure.profile import profile
+
+
+def test_every_operator_has_a_row_and_shares_add_up(float_file: Path, images: np.ndarray) -> None:
+    rows = profile(float_file, images, runs=5)
+    assert {"Conv", "Gemm"} <= {row.op.removeprefix("Fused") for row in rows}
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.time_ms >= 0 for row in rows)
+    assert sum(row.share for row in rows) == pytest.approx(1)
+
+
+def test_it_leaves_no_file(
+    float_file: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("tempfile.tempdir", str(work))
+    profile(float_file, images, runs=1)
+    with pytest.raises(DataError, match="input x has shape"):
+        profile(float_file, images[:, :1])
+    assert list(work.iterdir()) == []
+
+
+def test_runs_are_checked(float_file: Path, images: np.ndarray) -> None:
+    with pytest.raises(SettingError, match="runs must be an integer of at least 1, got 0"):
+        profile(float_file, images, runs=0)
