@@ -1,0 +1,204 @@
+"""What a recipe may say: every section, setting, type and default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    Strict,
+    model_validator,
+)
+
+from modelzip.core import registry
+from modelzip.core.base import Need, Pass
+from modelzip.core.prepare import check_order
+from modelzip.errors import SettingError, did_you_mean
+from modelzip.report.requirements import Requirement, parse
+from modelzip.train.finetune import FineTune
+
+FINETUNE = "finetune"
+
+
+def step(value: object) -> Pass | FineTune:
+    """One entry of `steps`: a name, or a mapping from one name to its settings.
+
+    >>> step({"magnitude_prune": {"sparsity": 0.5}}).name
+    'magnitude_prune'
+    """
+    if isinstance(value, (Pass, FineTune)):
+        return value
+    if isinstance(value, str):
+        value = {value: None}
+    if not isinstance(value, dict) or len(value) != 1:
+        raise SettingError(f"a step is one name with its settings, got {value!r}")
+    ((name, settings),) = value.items()
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise SettingError(f"{name} must have a mapping of settings, got {settings!r}")
+    try:
+        return _finetune(settings) if name == FINETUNE else registry.build(name, settings)
+    except SettingError as error:
+        text = str(error)
+        known = name in text.split(":")[0]
+        raise SettingError(text if known else f"{name}: {text}") from error
+
+
+def _finetune(settings: object) -> FineTune:
+    if isinstance(settings, FineTune):
+        return settings
+    if not isinstance(settings, dict):
+        raise SettingError(f"{FINETUNE} must have a mapping of settings, got {settings!r}")
+    known = [f.name for f in dataclasses.fields(FineTune)]
+    for name in settings:
+        if name not in known:
+            raise SettingError(f"{FINETUNE} has no setting {name!r}{did_you_mean(name, known)}")
+    return FineTune(**settings)
+
+
+def _requirements(value: object) -> tuple[Requirement, ...]:
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        raise SettingError(f"must be a mapping such as {{size: 0.2x}}, got {value!r}")
+    return tuple(parse(str(name), limit) for name, limit in value.items())
+
+
+Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Strict(False), Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSource(_Section):
+    """Where the model comes from; further keys are arguments of `build`.
+
+    `weights` is a safetensors or `.pt` file; `train` fine-tune settings to train it first.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    build: str
+    weights: str | None = None
+    train: Annotated[FineTune, PlainValidator(_finetune)] | None = None
+
+
+class DataSource(_Section):
+    """Where the data come from; further keys are arguments of `build`.
+
+    `calibration` is the number of training samples that passes may look at.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    build: str
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    calibration: Annotated[int, Field(ge=1)] = 512
+
+
+class Export(_Section):
+    """How the ONNX file is written."""
+
+    opset: Annotated[int, Field(ge=21, le=23)] = 21
+
+
+class Measure(_Section):
+    """What is measured: each runtime and device, at each batch size and number of threads."""
+
+    runtimes: Names = ("onnxruntime",)
+    devices: Names = ("cpu",)
+    batch_sizes: Counts = (1, 32)
+    threads: Counts = (1,)
+
+
+class Plan(_Section):
+    """All of a recipe but model and data."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    steps: Annotated[
+        tuple[Annotated[Pass | FineTune, PlainValidator(step)], ...],
+        Strict(False),
+        Field(min_length=1),
+    ]
+    export: Export = Export()
+    measure: Measure = Measure()
+    require: Annotated[tuple[Requirement, ...], PlainValidator(_requirements)] = ()
+
+    @model_validator(mode="after")
+    def _order(self) -> Plan:
+        check_order([s for s in self.steps if isinstance(s, Pass)])
+        for index, found in enumerate(self.steps):
+            trained = any(isinstance(later, FineTune) for later in self.steps[index + 1 :])
+            if isinstance(found, Pass) and Need.TRAINING in found.requires and not trained:
+                raise SettingError(
+                    f"steps[{index}]: {found.name} needs training with these settings; "
+                    f"add a {FINETUNE} step after it"
+                )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain data that YAML and `load` take back."""
+        plain = self.model_dump(exclude={"steps", "require", "model"})
+        return {
+            "seed": self.seed,
+            **plain,
+            "steps": [{step_name(s): settings(s)} for s in self.steps],
+            "require": {r.name: r.value for r in self.require},
+        }
+
+
+class Recipe(Plan):
+    """A whole recipe, validated and frozen. `loader.load` reads one from a file."""
+
+    model: ModelSource
+    data: DataSource
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the recipe's file is, in which its own modules are looked for first."""
+        return self._folder
+
+    def at(self, folder: Path) -> Recipe:
+        """This recipe as one whose file is in `folder`."""
+        found = self.model_copy()
+        found._folder = folder
+        return found
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain data that YAML and `load` take back."""
+        model = self.model.model_dump(exclude={"train"}, exclude_none=True)
+        train = self.model.train
+        return _plain(
+            {
+                "seed": self.seed,
+                "model": model if train is None else {**model, "train": settings(train)},
+                "data": self.data.model_dump(),
+                **{k: v for k, v in super().resolved().items() if k != "data"},
+            }
+        )
+
+
+def step_name(found: Pass | FineTune) -> str:
+    """The name a recipe calls this step by."""
+    return found.name if isinstance(found, Pass) else FINETUNE
+
+
+def settings(found: Pass | FineTune) -> dict[str, Any]:
+    """Every setting of a step, defaults included, as plain data."""
+    return {f.name: _plain(getattr(found, f.name)) for f in dataclasses.fields(found)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,208 @@
+"""Carrying out the steps of a recipe, so that a killed run can go on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelzip.core import surgery
+from modelzip.core.base import Pass, PassReport
+from modelzip.core.prepare import Prepared, load_prepared
+from modelzip.core.running import call, evaluating
+from modelzip.data.base import Splits, loader
+from modelzip.data.checking import calibration_batches, check
+from modelzip.errors import SettingError
+from modelzip.recipe.schema import settings, step_name
+from modelzip.report.record import StepRecord, decode, write
+from modelzip.train.finetune import FineTune, finetune, training_steps
+
+log = logging.getLogger(__name__)
+
+Step = Pass | FineTune
+_STATE = "steps.json"
+_EXAMPLES = 8  # samples that passes and the exporter run the model on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What steps work with, besides a model."""
+
+    splits: Splits
+    batch_size: int
+    calibration: Sequence[Any]
+    example_inputs: Any
+    seed: int
+
+
+def open_workshop(splits: Splits, *, batch_size: int, calibration: int, seed: int) -> Workshop:
+    """The data ready for steps: checked, and `calibration` training samples picked by `seed`."""
+    check(splits)
+
+    def pick(samples: int) -> list[Any]:
+        return calibration_batches(splits, samples=samples, batch_size=batch_size, seed=seed)
+
+    return Workshop(
+        splits=splits,
+        batch_size=batch_size,
+        calibration=pick(calibration),
+        example_inputs=pick(_EXAMPLES)[0][0],
+        seed=seed,
+    )
+
+
+def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[PassReport, ...]:
+    """What the passes would do to `model`, untrained: every error they have comes out here.
+
+    One calibration batch is looked at, nothing is trained or written, and `model` is untouched.
+    """
+    trial = Prepared(surgery.clone(model), example_inputs=shop.example_inputs, seed=shop.seed)
+    for index, step in enumerate(steps):
+        if isinstance(step, Pass):
+            trial.add(
+                step,
+                calibration=shop.calibration[:1],
+                training_steps=_steps_to_come(steps[index:], shop),
+            )
+    trial.convert()
+    return trial.reports
+
+
+def train_from_scratch(
+    model: nn.Module, how: FineTune, shop: Workshop, folder: Path, *, progress: bool
+) -> nn.Module:
+    """The float model that a recipe starts from, trained; taken from the folder if it is there."""
+    path = folder / "original.safetensors"
+    if path.exists():
+        trained = load_prepared(lambda: model, path)
+    else:
+        trained = Prepared(model, example_inputs=shop.example_inputs, seed=shop.seed)
+        log.info("training the original model")
+        _train(trained, how, shop, folder / "original.training", progress=progress)
+        trained.save(path)
+    return trained.model.eval()
+
+
+def carry_out(
+    steps: Sequence[Step], original: nn.Module, shop: Workshop, folder: Path, *, progress: bool
+) -> tuple[Prepared, tuple[StepRecord, ...]]:
+    """Apply `steps` in order to a copy of `original`, the teacher of those that distill.
+
+    After each fine-tuning the folder holds a checkpoint; steps up to it are not repeated.
+    """
+    prepared, done = _continue(original, shop, folder)
+    for index, step in enumerate(steps):
+        if index < len(done):
+            continue
+        log.info("step %d of %d: %s", index + 1, len(steps), step_name(step))
+        # each step has its own stream of random numbers, so that a resumed run draws the same
+        torch.manual_seed(shop.seed + index)
+        start = time.perf_counter()
+        if isinstance(step, Pass):
+            to_come = _steps_to_come(steps[index:], shop)
+            prepared.add(step, calibration=shop.calibration, training_steps=to_come)
+        else:
+            teacher = original if step.distill else None
+            path = folder / f"step-{index + 1}.training"
+            _train(prepared, step, shop, path, teacher=teacher, progress=progress)
+        seconds = time.perf_counter() - start
+        done.append(
+            StepRecord(
+                name=step_name(step),
+                settings=settings(step),
+                seconds=seconds,
+                accuracy=validation_accuracy(prepared.model, shop),
+            )
+        )
+        log.info("  %.2f %% on validation after %.1f s", 100 * done[-1].accuracy, seconds)
+        if isinstance(step, FineTune):  # a pass is quick to repeat
+            _save(prepared, done, folder)
+    return prepared, tuple(done)
+
+
+def validation_accuracy(model: nn.Module, shop: Workshop) -> float:
+    """Fraction of the validation slice whose largest output is its label, in PyTorch."""
+    correct = total = 0
+    with evaluating(model):
+        for inputs, targets in loader(shop.splits.validation, batch_size=shop.batch_size):
+            correct += int((call(model, inputs).argmax(dim=1) == targets).sum())
+            total += len(targets)
+    return correct / total
+
+
+def clean(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    for path in [*folder.glob("*.training"), *folder.glob("step-*"), folder / _STATE]:
+        path.unlink(missing_ok=True)
+
+
+def _train(
+    prepared: Prepared,
+    how: FineTune,
+    shop: Workshop,
+    checkpoint: Path,
+    *,
+    teacher: nn.Module | None = None,
+    progress: bool,
+) -> None:
+    finetune(
+        prepared,
+        shop.splits,
+        how,
+        batch_size=shop.batch_size,
+        teacher=teacher,
+        checkpoint=checkpoint,
+        resume=checkpoint.exists(),
+        seed=shop.seed,
+        progress=progress,
+    )
+
+
+def _steps_to_come(steps: Sequence[Step], shop: Workshop) -> int | None:
+    """Optimizer steps of the next fine-tuning; None if there is none."""
+    following = next((s for s in steps if isinstance(s, FineTune)), None)
+    if following is None:
+        return None
+    return training_steps(following, shop.splits, batch_size=shop.batch_size)
+
+
+def _continue(
+    original: nn.Module, shop: Workshop, folder: Path
+) -> tuple[Prepared, list[StepRecord]]:
+    path = folder / _STATE
+    if not path.exists():
+        model = surgery.clone(original)
+        return Prepared(model, example_inputs=shop.example_inputs, seed=shop.seed), []
+    try:
+        done = [decode(StepRecord, step) for step in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingError(f"{path} is damaged ({error}); remove {folder}") from error
+    prepared = load_prepared(
+        lambda: surgery.clone(original),
+        folder / _checkpoint(len(done)),
+        example_inputs=shop.example_inputs,
+        seed=shop.seed,
+    )
+    log.info("resuming after step %d, %s", len(done), done[-1].name)
+    return prepared, done
+
+
+def _save(prepared: Prepared, done: list[StepRecord], folder: Path) -> None:
+    # the list goes last: it names a checkpoint that is whole, whenever the run is killed
+    prepared.save(folder / _checkpoint(len(done)))
+    write(folder / _STATE, json.dumps([dataclasses.asdict(step) for step in done]))
+    for path in folder.glob("step-*"):
+        if path.name != _checkpoint(len(done)):
+            path.unlink()
+
+
+def _checkpoint(done: int) -> str:
+    return f"step-{done}.safetensors"

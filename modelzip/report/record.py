@@ -1,0 +1,173 @@
+"""The record of a run: what `report.json` holds. docs/report.md describes every field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modelzip.core.base import PassReport
+from modelzip.errors import OutputError, SettingError
+from modelzip.measure.accuracy import Accuracy, Comparison
+from modelzip.measure.latency import LatencyRow
+from modelzip.measure.machine import Machine
+from modelzip.measure.memory import Memory
+from modelzip.measure.parity import Parity
+from modelzip.report.requirements import Outcome
+
+SCHEMA = 1
+FILE = "report.json"
+BASELINE, COMPRESSED = "baseline", "compressed"  # names in latency rows
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step of a run. `accuracy` is on the validation slice, a fraction, after the step."""
+
+    name: str
+    settings: dict[str, Any]
+    seconds: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was measured on one ONNX file. Accuracy is on the whole test set, in onnxruntime."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+    parameters: int
+    nonzero: int
+    bits: float
+    macs: int
+    uncounted: tuple[str, ...]
+    accuracy: Accuracy
+    memory: Memory | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """What the passes together made of one layer."""
+
+    name: str
+    kind: str
+    parameters_before: int
+    parameters_after: int
+    nonzero: int
+    bits: float
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Everything a run found out. `notes` are what a reader must not miss, worst first."""
+
+    schema: int = SCHEMA
+    name: str
+    passed: bool
+    notes: tuple[str, ...]
+    seed: int
+    seconds: float
+    machine: Machine
+    steps: tuple[StepRecord, ...]
+    baseline: Figures
+    compressed: Figures
+    comparison: Comparison
+    parity: Parity
+    latency: tuple[LatencyRow, ...]
+    missing: tuple[str, ...]
+    layers: tuple[LayerRow, ...]
+    protected: dict[str, dict[str, str]]
+    requirements: tuple[Outcome, ...]
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of `report.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+
+def read(path: str | Path) -> Record:
+    """The record in a run's folder, or in the `report.json` at `path`.
+
+    Raises:
+        SettingError: there is none, it is damaged, or of another schema.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingError(f"there is no {path}; give the folder of a finished run") from error
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path} is not a readable report: {error}") from error
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise SettingError(f"{path} has schema {found!r}; this modelzip reads {SCHEMA}")
+    try:
+        return decode(Record, data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"{path} is damaged: {error}") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Write `text` to `path` at once or not at all; OutputError where it cannot."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def merge_layers(reports: Sequence[PassReport]) -> tuple[LayerRow, ...]:
+    """One row a layer over all passes: as the first found it, as the last left it."""
+    rows: dict[str, LayerRow] = {}
+    for report in reports:
+        for layer in report.layers:
+            before = rows.get(layer.name)
+            notes = [before.note if before else "", layer.note]
+            rows[layer.name] = LayerRow(
+                name=layer.name,
+                kind=before.kind if before else layer.kind,
+                parameters_before=(before or layer).parameters_before,
+                parameters_after=layer.parameters_after,
+                nonzero=layer.nonzero,
+                bits=min(before.bits, layer.bits) if before else layer.bits,
+                note="; ".join(dict.fromkeys(n for n in notes if n)),
+            )
+    return tuple(rows.values())
+
+
+def decode(kind: type[T], data: Any) -> T:
+    """The dataclass `kind` from what `dataclasses.asdict` made of one, by its annotations."""
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - names):
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}")
+    return kind(**{name: _value(hints[name], value) for name, value in data.items()})
+
+
+def _value(hint: Any, data: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if data is None else _value(arguments[0], data)
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast("type[Any]", hint), data)
+    if origin is tuple:
+        return tuple(_value(arguments[0], item) for item in data)
+    if origin is dict and isinstance(data, Mapping):
+        return {key: _value(arguments[1], item) for key, item in data.items()}
+    if hint in (int, float, str, bool) and not isinstance(
+        data, (int if hint is float else hint, hint)
+    ):
+        raise ValueError(f"{data!r} is not of type {hint.__name__}")
+    return data

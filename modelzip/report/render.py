@@ -1,0 +1,245 @@
+"""A record as text: the table on the terminal, the Markdown page, runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from modelzip.measure.accuracy import Accuracy
+from modelzip.measure.latency import LatencyRow
+from modelzip.report.record import Figures, Record
+
+Rows = Sequence[Sequence[object]]
+
+
+def verdict(record: Record) -> list[str]:
+    """The first lines of every rendering: pass or fail, and what must not be missed."""
+    met = sum(o.met for o in record.requirements)
+    of = f"{met} of {len(record.requirements)} requirements met"
+    word = "PASS" if record.passed else "FAIL"
+    return [f"{word}: {record.name}, {of}", *(f"! {note}" for note in record.notes)]
+
+
+def terminal(record: Record) -> str:
+    """The summary printed at the end of a run."""
+    parts = [
+        "\n".join(verdict(record)),
+        _table(summary(record), ["", "original", "compressed", "ratio"]),
+        "\n".join(_statistics(record)),
+    ]
+    if record.requirements:
+        parts.append(_table(_requirements(record), ["required", "limit", "measured", "met"]))
+    return "\n\n".join(parts)
+
+
+def markdown(record: Record) -> str:
+    """The page `report.md`."""
+    first, *rest = verdict(record)
+    parts = [
+        f"# {first}",
+        "\n".join(f"- {line.removeprefix('! ')}" for line in rest),
+        _table(summary(record), ["", "original", "compressed", "ratio"], "github"),
+        "\n".join(f"- {line}" for line in _statistics(record)),
+        _section("Requirements", _requirements(record), ["required", "limit", "measured", "met"]),
+        _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
+        _section("Latency", _latency(record.latency), _LATENCY),
+        "\n".join(f"- not measured: {line}" for line in record.missing),
+        _section("Layers", _layers(record), _LAYERS),
+        _section("Left as they were", _protected(record), ["pass", "layer", "why"]),
+        _section("Files", [[n, f"`{h}`"] for n, h in record.hashes.items()], ["file", "SHA-256"]),
+        _section("Machine", _machine(record), ["", ""]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def comparison(records: Sequence[tuple[str, Record]]) -> str:
+    """Runs side by side, one row each, labelled."""
+    rows = []
+    for label, record in records:
+        served = [
+            r for r in record.latency if r.name == "compressed" and r.runtime == "onnxruntime"
+        ]
+        rows.append(
+            [
+                label,
+                "pass" if record.passed else "FAIL",
+                percent(record.compressed.accuracy.top1),
+                f"{record.comparison.drop:+.2f} pp",
+                percent(record.comparison.agreement),
+                kilobytes(record.compressed.size_bytes),
+                _ratio(record.compressed.size_bytes, record.baseline.size_bytes),
+                _ratio(record.compressed.macs, record.baseline.macs),
+                ", ".join(
+                    f"{row.ratio:.2f}x (b{row.batch_size}, t{row.threads}, {row.device})"
+                    for row in served
+                ),
+            ]
+        )
+    headers = ["run", "", "top-1", "drop", "agrees", "size", "ratio", "MACs", "latency"]
+    return _table(rows, headers)
+
+
+def summary(record: Record) -> list[list[str]]:
+    """Rows of what, original, compressed and ratio; latency has a row a configuration."""
+    before, after = record.baseline, record.compressed
+    rows = [
+        ["accuracy", percent(before.accuracy.top1), percent(after.accuracy.top1), _drop(record)],
+        ["file", *_pair(before, after, "size_bytes", kilobytes)],
+        ["parameters", *_pair(before, after, "parameters", _count)],
+        ["non-zero", *_pair(before, after, "nonzero", _count)],
+        ["MACs", *_pair(before, after, "macs", _count)],
+    ]
+    if before.memory and after.memory:
+        peaks = before.memory.peak_mb, after.memory.peak_mb
+        rows.append(["peak memory", *(f"{mb:.1f} MB" for mb in peaks), _ratio(peaks[1], peaks[0])])
+    for base, small in _latency_pairs(record.latency):
+        what = f"latency, {_where(small)}"
+        ratio = f"{small.ratio:.2f}x ({small.ratio_low:.2f} to {small.ratio_high:.2f})"
+        rows.append([what, f"{base.median_ms:.3f} ms", f"{small.median_ms:.3f} ms", ratio])
+    return rows
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a percentage.
+
+    >>> percent(0.9173)
+    '91.73 %'
+    """
+    return f"{100 * fraction:.2f} %"
+
+
+def kilobytes(size_bytes: float) -> str:
+    """A size in units of 1000 bytes.
+
+    >>> kilobytes(1132400)
+    '1132.4 KB'
+    """
+    return f"{size_bytes / 1000:.1f} KB"
+
+
+def _statistics(record: Record) -> list[str]:
+    found, parity = record.comparison, record.parity
+    lines = [
+        f"accuracy on {found.n} test samples in onnxruntime, with 95 % Wilson intervals: original "
+        f"{_interval(record.baseline.accuracy)}, compressed {_interval(record.compressed.accuracy)}",
+        f"drop {found.drop:.2f} pp (95 %: {found.drop_low:.2f} to {found.drop_high:.2f}), "
+        f"McNemar p = {found.p_value:.3g}; same answer on {percent(found.agreement)}, KL {found.kl:.2g} nats",
+        f"parity of file and converted module on {parity.n} samples: same answer on "
+        f"{percent(parity.agreement)}, {percent(parity.identical)} bit-identical, "
+        f"largest difference {parity.max_difference:.3g}",
+    ]
+    return lines + [f"not measured: {line}" for line in record.missing]
+
+
+def _interval(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.top1:.2f} % ({100 * accuracy.low:.2f} to {100 * accuracy.high:.2f})"
+
+
+def _requirements(record: Record) -> Rows:
+    return [[o.name, o.required, o.measured, "yes" if o.met else "NO"] for o in record.requirements]
+
+
+def _steps(record: Record) -> Rows:
+    return [
+        [s.name, _settings(s.settings), f"{s.seconds:.1f}", percent(s.accuracy)]
+        for s in record.steps
+    ]
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)
+
+
+_LATENCY = ["model", "where", "median ms", "p95 ms", "ratio", "95 %", "rounds"]
+
+
+def _latency(rows: Sequence[LatencyRow]) -> Rows:
+    return [
+        [
+            row.name,
+            _where(row),
+            f"{row.median_ms:.3f}",
+            f"{row.p95_ms:.3f}",
+            f"{row.ratio:.2f}x",
+            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
+            row.rounds,
+        ]
+        for row in rows
+    ]
+
+
+def _where(row: LatencyRow) -> str:
+    threads = (
+        f", {row.threads} thread{'s' if row.threads > 1 else ''}" if row.device == "cpu" else ""
+    )
+    precision = f" {row.precision}" if row.runtime != "onnxruntime" else ""
+    return f"{row.runtime} {row.device}{precision}, batch {row.batch_size}{threads}"
+
+
+def _latency_pairs(rows: Sequence[LatencyRow]) -> list[tuple[LatencyRow, LatencyRow]]:
+    baselines = {_where(row): row for row in rows if row.name == "baseline"}
+    return [(baselines[_where(row)], row) for row in rows if row.name == "compressed"]
+
+
+_LAYERS = ["layer", "kind", "parameters", "after", "non-zero", "bits", "note"]
+
+
+def _layers(record: Record) -> Rows:
+    return [
+        [r.name, r.kind, r.parameters_before, r.parameters_after, r.nonzero, f"{r.bits:g}", r.note]
+        for r in record.layers
+    ]
+
+
+def _protected(record: Record) -> Rows:
+    return [
+        [name, layer, why] for name, rows in record.protected.items() for layer, why in rows.items()
+    ]
+
+
+def _machine(record: Record) -> Rows:
+    machine = record.machine
+    return [
+        ["processor", f"{machine.cpu}, {machine.usable_cores} cores"],
+        ["instruction sets", ", ".join(machine.isa)],
+        ["memory", f"{machine.memory_gb} GB"],
+        ["GPU", ", ".join(machine.gpu) or "none"],
+        ["system", f"{machine.system}, Python {machine.python}"],
+        ["packages", ", ".join(f"{n} {v}" for n, v in machine.packages.items())],
+        ["seed", record.seed],
+        ["time of the run", f"{record.seconds:.0f} s"],
+    ]
+
+
+def _drop(record: Record) -> str:
+    return f"{-record.comparison.drop:+.2f} pp"
+
+
+def _pair(before: Figures, after: Figures, name: str, show: Any) -> list[str]:
+    old, new = getattr(before, name), getattr(after, name)
+    return [show(old), show(new), _ratio(new, old)]
+
+
+def _ratio(new: float, old: float) -> str:
+    return f"{new / old:.3f}x" if old else ""
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _section(title: str, rows: Rows, headers: list[str]) -> str:
+    return f"## {title}\n\n{_table(rows, headers, 'github')}" if rows else ""
+
+
+def _table(rows: Rows, headers: list[str], form: str = "simple") -> str:
+    align = ["left"] + ["right"] * (len(headers) - 1) if headers[0] == "" else None
+    return tabulate(
+        rows,
+        headers=headers,
+        tablefmt=form,
+        disable_numparse=True,
+        colalign=align if rows else None,
+    )

@@ -1,0 +1,96 @@
+"""Pass or fail, and what a reader of a report must not miss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from modelzip.measure.latency import LatencyRow
+from modelzip.measure.parity import Parity
+from modelzip.report import requirements
+from modelzip.report.measurements import Findings
+from modelzip.report.record import COMPRESSED, Figures
+from modelzip.report.requirements import Outcome, Requirement, show
+
+PARITY_TOLERANCE = 0.001  # share of samples on which file and module may disagree
+_SLOWER = 1.05  # below it the same file timed twice can look slower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Whether a run passed, each requirement, and what must stand in the first lines."""
+
+    passed: bool
+    outcomes: tuple[Outcome, ...]
+    notes: tuple[str, ...]
+
+
+def judge(
+    required: Sequence[Requirement], baseline: Figures, compressed: Figures, found: Findings
+) -> Judgement:
+    """A run passes if it meets every requirement and its file computes what its module does."""
+    measured = _measured(baseline, compressed, found)
+    outcomes = tuple(requirements.judge(r, measured[r.name]) for r in required)
+    return Judgement(
+        passed=all(o.met for o in outcomes) and parity_holds(found.parity),
+        outcomes=outcomes,
+        notes=notes(outcomes, found.parity, found.latency),
+    )
+
+
+def parity_holds(parity: Parity) -> bool:
+    """Whether file and module agree on all but 0.1 % of the samples, or all but one of few."""
+    disagreeing = round(parity.n * (1 - parity.agreement))
+    return disagreeing <= max(1, PARITY_TOLERANCE * parity.n)
+
+
+def notes(
+    judged: Sequence[Outcome], parity: Parity, latency: Sequence[LatencyRow]
+) -> tuple[str, ...]:
+    """What must stand in the first lines: missed requirements, lost parity, lost speed."""
+    lines = [f"{o.name}: {o.measured}, required {o.required}" for o in judged if not o.met]
+    if not parity_holds(parity):
+        agreement, least = 100 * parity.agreement, 100 * (1 - PARITY_TOLERANCE)
+        lines.append(
+            f"parity: the file agrees with the converted module on {show(agreement, '%')} of "
+            f"{parity.n} samples; at least {show(least, '%')} is expected"
+        )
+    for row in _served(latency):
+        if row.ratio > _SLOWER and row.ratio_low > 1:
+            lines.append(
+                f"slower than the original: {show(row.ratio, 'x')} its time on {row.device}, "
+                f"batch {row.batch_size}, threads {row.threads}"
+            )
+    return tuple(lines)
+
+
+def _served(latency: Sequence[LatencyRow]) -> list[LatencyRow]:
+    """Rows of the compressed file: modules in PyTorch are shown, but not what is deployed."""
+    return [r for r in latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
+
+
+def _ratio(compressed: float, baseline: float) -> dict[str, float]:
+    return {"x": compressed / baseline} if baseline else {}
+
+
+def _measured(
+    baseline: Figures, compressed: Figures, found: Findings
+) -> dict[str, Mapping[str, float]]:
+    """Each figure that can be required, in each of its units."""
+    served = _served(found.latency)
+    return {
+        "accuracy": {"%": 100 * compressed.accuracy.top1},
+        "accuracy_drop": {"pp": found.comparison.drop},
+        "agreement": {"%": 100 * found.comparison.agreement},
+        "latency": {
+            "x": max((row.ratio for row in served), default=math.nan),
+            "ms": max((row.median_ms for row in served), default=math.nan),
+        },
+        "macs": _ratio(compressed.macs, baseline.macs),
+        "parameters": _ratio(compressed.parameters, baseline.parameters),
+        "size": {
+            **_ratio(compressed.size_bytes, baseline.size_bytes),
+            "B": compressed.size_bytes,
+        },
+    }

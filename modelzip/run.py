@@ -1,0 +1,191 @@
+"""The whole job, in order: from a recipe, or from a model and steps, to a report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modelzip.core import surgery
+from modelzip.core.base import Pass, PassReport
+from modelzip.data.base import Splits
+from modelzip.data.checking import check
+from modelzip.export.onnx import export_onnx
+from modelzip.measure.machine import describe
+from modelzip.recipe import loader, sources
+from modelzip.recipe.schema import Plan, Recipe
+from modelzip.recipe.steps import (
+    Workshop,
+    carry_out,
+    clean,
+    open_workshop,
+    rehearsal,
+    train_from_scratch,
+)
+from modelzip.report.folder import RunFolder
+from modelzip.report.measurements import Deployed, compare, deployed
+from modelzip.report.record import FILE, Record, merge_layers
+from modelzip.report.render import kilobytes, markdown
+from modelzip.report.verdict import judge
+from modelzip.train.finetune import FineTune
+from modelzip.zoo import refuse_nan
+
+log = logging.getLogger(__name__)
+
+
+def run(recipe: Recipe, *, out: str | Path, resume: bool = False, progress: bool = True) -> Record:
+    """Carry out `recipe` and leave everything in the folder `out`; see docs/report.md.
+
+    Args:
+        recipe: as `modelzip.recipe.loader.load` reads it.
+        out: a folder that does not exist yet; until the run is whole it is named `out`.partial.
+        resume: go on where a run into this folder was stopped, to the same result.
+        progress: show a bar while training.
+
+    Raises:
+        ModelzipError: what is wrong with the recipe, its model or its data, before anything is
+            written; or what went wrong later.
+    """
+    shop = workshop(recipe)
+    model = sources.build_model(recipe)
+    return _carry_out(
+        recipe, model, shop, train=recipe.model.train, out=out, resume=resume, progress=progress
+    )
+
+
+def compress(
+    model: nn.Module,
+    steps: Sequence[Pass | FineTune],
+    *,
+    data: Splits,
+    out: str | Path,
+    batch_size: int = 128,
+    calibration: int = 512,
+    seed: int = 0,
+    export: Mapping[str, Any] | None = None,
+    measure: Mapping[str, Any] | None = None,
+    require: Mapping[str, str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Record:
+    """What `run` does, for a model and data in hand; `model` itself is untouched.
+
+    Args:
+        steps: passes and `FineTune` steps, in order.
+        data: the splits; `calibration` samples of the training data are shown to the passes.
+        export, measure, require: those sections of a recipe.
+        out, resume, progress: as for `run`.
+
+    Raises:
+        ModelzipError: as `run` does.
+
+    >>> import modelzip as mz
+    >>> mz.compress(nn.Linear(4, 2), [], data=None, out="runs/none")
+    Traceback (most recent call last):
+    modelzip.errors.SettingError: steps is empty; give at least one
+    """
+    plan = loader.validate(
+        Plan,
+        {
+            "seed": seed,
+            "steps": list(steps),
+            "export": dict(export or {}),
+            "measure": dict(measure or {}),
+            "require": dict(require or {}),
+        },
+    )
+    shop = open_workshop(data, batch_size=batch_size, calibration=calibration, seed=seed)
+    copy = surgery.clone(model)
+    return _carry_out(plan, copy, shop, train=None, out=out, resume=resume, progress=progress)
+
+
+def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:
+    """What each pass would do to the model of `recipe`; nothing is trained or written."""
+    model, shop = sources.build_model(recipe), workshop(recipe)
+    check(shop.splits, model=model)
+    return rehearsal(recipe.steps, model, shop)
+
+
+def workshop(recipe: Recipe) -> Workshop:
+    """The data of `recipe`, ready for its steps."""
+    return open_workshop(
+        sources.build_data(recipe),
+        batch_size=recipe.data.batch_size,
+        calibration=recipe.data.calibration,
+        seed=recipe.seed,
+    )
+
+
+def _carry_out(
+    plan: Plan,
+    model: nn.Module,
+    shop: Workshop,
+    *,
+    train: FineTune | None,
+    out: str | Path,
+    resume: bool,
+    progress: bool,
+) -> Record:
+    start = time.perf_counter()
+    refuse_nan(model)
+    check(shop.splits, model=model)
+    rehearsal(plan.steps, model, shop)
+    with RunFolder(out, recipe=loader.dump(plan), resume=resume) as folder:
+        if train is not None:
+            model = train_from_scratch(model, train, shop, folder.path, progress=progress)
+        baseline = _deploy(plan, model, shop, folder / "baseline.onnx")
+        prepared, done = carry_out(plan.steps, model, shop, folder.path, progress=progress)
+        compressed = _deploy(plan, prepared.convert(), shop, folder / "model.onnx")
+        prepared.save(folder / "checkpoint.safetensors")
+        clean(folder.path)
+        log.info("measuring parity and latency")
+        findings = compare(
+            baseline,
+            compressed,
+            shop.splits,
+            shop.example_inputs,
+            batch_size=shop.batch_size,
+            seed=plan.seed,
+            **plan.measure.model_dump(),
+        )
+        judged = judge(plan.require, baseline.figures, compressed.figures, findings)
+        record = Record(
+            name=Path(out).name,
+            passed=judged.passed,
+            notes=judged.notes,
+            seed=plan.seed,
+            seconds=time.perf_counter() - start,
+            machine=describe(),
+            steps=done,
+            baseline=baseline.figures,
+            compressed=compressed.figures,
+            comparison=findings.comparison,
+            parity=findings.parity,
+            latency=findings.latency,
+            missing=findings.missing,
+            layers=merge_layers(prepared.reports),
+            protected={report.name: dict(report.protected) for report in prepared.reports},
+            requirements=judged.outcomes,
+            hashes=folder.hashes(),
+        )
+        folder.finish({"report.md": markdown(record), FILE: record.to_json()})
+    return record
+
+
+def _deploy(plan: Plan, model: nn.Module, shop: Workshop, path: Path) -> Deployed:
+    export_onnx(model, shop.example_inputs, path, opset=plan.export.opset)
+    found = deployed(
+        model, path, shop.splits, example_inputs=shop.example_inputs, batch_size=shop.batch_size
+    )
+    figures = found.figures
+    log.info(
+        "%s: %.2f %% on test, %s",
+        path.name,
+        100 * figures.accuracy.top1,
+        kilobytes(figures.size_bytes),
+    )
+    return found
