@@ -160,13 +160,16 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
     if op in _PRODUCTS:
         if out is None or not first:
             return None
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return math.prod(out) * first[0 if transposed else -1]
+        return math.prod(out) * first[0 if _flag(node, "transA") else -1]
     return 0
 
 
 def _is_foreign(node: onnx.NodeProto) -> bool:
     return node.domain not in ("", "ai.onnx")
+
+
+def _flag(node: onnx.NodeProto, name: str) -> bool:
+    return any(attribute.name == name and attribute.i for attribute in node.attribute)
 
 
 def _stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -198,7 +201,8 @@ def _weights(
             zero = slots[index]
             has_zero = zero is not None and zero < len(node.input)
             # per channel: the output channels, first in a convolution and last in a product
-            axis = 0 if node.op_type in _CONVOLUTIONS else -1
+            first = node.op_type in _CONVOLUTIONS or _flag(node, "transB")
+            axis = 0 if first else -1
             yield _Stored(stored[name], node.input[zero] if has_zero and zero else "", axis)
             continue
         found = _trace(name, stored, makers)
@@ -252,18 +256,24 @@ def _elements(
 ) -> tuple[int, int]:
     """Elements of a tensor, and how many differ from zero or their zero point."""
     values = _values(found.tensor, folder)
-    zero: Any = 0.0
-    if found.zero_point in stored:
-        zero = _values(stored[found.zero_point], folder)
+    if found.zero_point not in stored:
+        return values.size, int(np.count_nonzero(values))
+    zero = _values(stored[found.zero_point], folder)
+    try:
         if zero.ndim == 1 and values.ndim > 1:
             along = [1] * values.ndim
             along[found.axis] = -1
             zero = zero.reshape(along)
         elif zero.ndim > 1:  # a block has a zero point each
-            axis = found.axis
-            zero = np.repeat(zero, -(-values.shape[axis] // zero.shape[axis]), axis)
-            zero = np.take(zero, np.arange(values.shape[axis]), axis)
-    return values.size, int(np.count_nonzero(values != zero))
+            length = values.shape[found.axis]
+            zero = np.repeat(zero, -(-length // zero.shape[found.axis]), found.axis)
+            zero = np.take(zero, np.arange(length), found.axis)
+        return values.size, int(np.count_nonzero(values != zero))
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ExportError(
+            f"the zero point of tensor {found.tensor.name}, {list(zero.shape)}, does not fit its "
+            f"shape {list(values.shape)}"
+        ) from error
 
 
 def _values(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[np.float32]:

@@ -90,6 +90,39 @@ def test_zero_points_of_blocks(tmp_path: Path) -> None:
     assert measured(tmp_path, nodes, weights, shape=["n", 3]).nonzero == 3
 
 
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_zero_points_of_an_integer_product_follow_its_outputs(
+    tmp_path: Path, transposed: int
+) -> None:
+    q = np.array([[1, 2, 0], [1, 3, 1]], np.int8)  # by input, output
+    weights = {
+        "s": np.array(1, np.float32),
+        "z": np.array(0, np.uint8),
+        "w": q.T.copy() if transposed else q,
+        "ws": np.ones(3, np.float32),
+        "wz": np.array([1, 2, 0], np.int8),
+    }
+    inputs = ["x", "s", "z", "w", "ws", "wz"]
+    node = helper.make_node("QGemm", inputs, ["y"], domain="com.microsoft", transB=transposed)
+    size = measured(tmp_path, node, weights, shape=["n", 2], kind=TensorProto.UINT8)
+    assert (size.parameters, size.nonzero) == (6, 2)
+
+
+def test_a_zero_point_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    weights = {
+        "q": np.ones((3, 2), np.int8),
+        "s": np.ones(5, np.float32),
+        "z": np.zeros(5, np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    message = r"the zero point of tensor q, \[5, 1\], does not fit its shape \[3, 2\]"
+    with pytest.raises(ExportError, match=message):
+        measured(tmp_path, nodes, weights, shape=["n", 3])
+
+
 def test_four_bit_weights_count_four_bits(tmp_path: Path) -> None:
     values = onnx.helper.make_tensor("q", TensorProto.INT4, [2, 2], np.array([1, 0, -8, 7]))
     nodes = [
