@@ -76,7 +76,7 @@ class ArrayDataset(Augmented):
     def set_epoch(self, epoch: int) -> None:
         """Draw an offset and a flip for every image at once, so that batch order cannot matter."""
         if self._crop:
-            generator = generator_for(self._seed + 1, epoch)  # + 1: not the stream of the order
+            generator = generator_for(self._seed, epoch, 1)  # not the stream of the order
             high = 2 * self._crop + 1
             size = len(self.inputs)
             self._offsets = torch.randint(high, (2, size), generator=generator)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -45,29 +46,36 @@ class Augmented(Dataset[Any]):
 
 
 class Shuffled(Sampler[int]):
-    """Indices below `size` in an order that depends on the seed and the epoch alone."""
+    """Indices below `size` in an order that depends on the seed and the epoch alone.
 
-    def __init__(self, size: int, *, seed: int) -> None:
+    Args:
+        share: this process's number and the count of processes; of each run of `count` indices
+            it takes one, so the batches of all processes together are those of one process.
+    """
+
+    def __init__(self, size: int, *, seed: int, share: tuple[int, int] = (0, 1)) -> None:
         self.size = size
         self.seed = seed
+        self.share = share
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // self.share[1]
 
     def __iter__(self) -> Iterator[int]:
-        generator = generator_for(self.seed, self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        index, count = self.share
+        order = torch.randperm(self.size, generator=generator_for(self.seed, self.epoch))
+        return iter(order[: len(self) * count][index::count].tolist())
 
 
-def generator_for(seed: int, epoch: int) -> torch.Generator:
-    """A CPU generator whose stream belongs to this seed and epoch.
+def generator_for(*numbers: int) -> torch.Generator:
+    """A CPU generator whose stream belongs to these numbers, such as a seed and an epoch.
 
     >>> generator_for(0, 1).initial_seed() == generator_for(1, 0).initial_seed()
     False
     """
-    # the odd multiplier spreads neighbouring (seed, epoch) pairs over the 63 bits torch takes
-    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def length(dataset: Dataset[Any]) -> int:
@@ -87,10 +95,12 @@ def loader(
     shuffle: bool = False,
     seed: int = 0,
     drop_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Any]:
     """Batches (inputs, targets) of a map-style dataset; targets are int64, shape [N].
 
-    The order with `shuffle` depends on `seed` and on the epoch, which `set_epoch` sets.
+    The order with `shuffle` depends on `seed` and on the epoch, which `set_epoch` sets; `share`
+    then leaves one of several processes its part (see `Shuffled`).
 
     >>> data = [(torch.ones(2), 1), (torch.zeros(2), 0)]
     >>> inputs, targets = next(iter(loader(data, batch_size=2)))
@@ -105,7 +115,7 @@ def loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=Shuffled(size, seed=seed) if shuffle else None,
+        sampler=Shuffled(size, seed=seed, share=share) if shuffle else None,
         drop_last=drop_last,
         collate_fn=_collate,
     )

@@ -1,35 +1,30 @@
-"""Fine-tuning a prepared model: the four-line loop with everything a real run needs."""
+"""Fine-tuning a prepared model: the four-line loop, with everything a real run needs."""
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from modelzip.core.prepare import Prepared
+from modelzip.core.running import evaluating
 from modelzip.data.base import Splits, length
+from modelzip.errors import DataError, SettingError
+from modelzip.train.loop import Run, epoch_steps, make_optimizer
+from modelzip.train.processes import Processes, placed, uses_bfloat16
+from modelzip.train.randomness import own_randomness
 from modelzip.train.settings import FineTune
+from modelzip.train.state import Epoch
 
 __all__ = ["Epoch", "FineTune", "FineTuneReport", "finetune", "training_steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One point of the learning curve; accuracies are fractions. Number 0 is before training."""
-
-    number: int
-    step: int
-    train_loss: float | None
-    validation_accuracy: float
-    lr: float
-    seconds: float
-    settled: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class FineTuneReport:
-    """How fine-tuning went, and which epoch the model was left at."""
+    """How fine-tuning went: the learning curve, and the epoch the model was left at."""
 
     curve: tuple[Epoch, ...]
     kept: Epoch
@@ -49,13 +44,7 @@ def training_steps(settings: FineTune, splits: Splits, *, batch_size: int) -> in
     """
     if settings.steps is not None:
         return settings.steps
-    assert settings.epochs is not None  # noqa: S101 - FineTune has one of the two
-    return max(1, round(settings.epochs * steps_per_epoch(splits, batch_size=batch_size)))
-
-
-def steps_per_epoch(splits: Splits, *, batch_size: int) -> int:
-    """Full batches in one pass over the training data; one where there is less than a batch."""
-    return max(1, length(splits.train) // batch_size)
+    return max(1, round((settings.epochs or 0.0) * epoch_steps(splits, batch_size)))
 
 
 def finetune(
@@ -70,5 +59,87 @@ def finetune(
     seed: int = 0,
     progress: bool = True,
 ) -> FineTuneReport:
-    """Train `prepared.model` in place."""
-    raise NotImplementedError
+    """Train `prepared.model` in place and leave it at its best epoch on the validation data.
+
+    Only epochs after which every pass has settled are candidates; without one, the last stands.
+    Runs on the device, and among the processes, that `accelerate launch` gives; `batch_size` is
+    that of all processes together. The model comes back to its own device, in eval mode.
+
+    Args:
+        batch_size: samples of one optimizer step; an incomplete last batch is left out.
+        teacher: the model to distill from, if `settings.distill`; usually the original.
+        checkpoint: a file to write after each epoch; it stands when the run is stopped.
+        resume: go on from `checkpoint` if it is there; the result is that of a run in one piece.
+            `prepared` must be as it was before the run.
+        seed: of the order, the augmentation and the layers' own randomness.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        SettingError: arguments that do not fit together, or a checkpoint of another run.
+        DataError, ModelError: labels out of range, outputs of the wrong shape, or a loss that is
+            not finite; the last checkpoint stands.
+
+    >>> import modelzip as mz
+    >>> from modelzip.data import digits
+    >>> from modelzip.zoo import digits_cnn
+    >>> zipped = mz.prepare(digits_cnn(width=4), [mz.MagnitudePrune(sparsity=0.5)])
+    >>> report = finetune(
+    ...     zipped, digits(), mz.FineTune(steps=20, lr=0.1), batch_size=64, progress=False
+    ... )
+    >>> report.steps, len(report.curve)
+    (20, 2)
+    """
+    began = time.perf_counter()
+    processes = Processes()
+    _check_arguments(splits, settings, batch_size, teacher, checkpoint, processes)
+    with ExitStack() as stack:
+        stack.enter_context(own_randomness(processes.device))
+        stack.enter_context(placed(prepared.model, processes.device))
+        if teacher is not None:
+            stack.enter_context(placed(teacher, processes.device))
+            stack.enter_context(evaluating(teacher))
+        run = Run(
+            prepared=prepared,
+            splits=splits,
+            settings=settings,
+            batch_size=min(batch_size, length(splits.train)),
+            total=training_steps(settings, splits, batch_size=batch_size),
+            teacher=teacher if settings.distill else None,
+            seed=seed,
+            processes=processes,
+            optimizer=make_optimizer(prepared.model, settings),
+            bfloat16=uses_bfloat16(settings.precision, processes.device),
+        )
+        state = run.train(checkpoint, resume=resume, progress=progress)
+    return FineTuneReport(
+        curve=tuple(state.curve),
+        kept=state.curve[-1 if state.kept is None else state.kept],
+        steps=run.total,
+        seconds=time.perf_counter() - began,
+        precision="bfloat16" if run.bfloat16 else "float32",
+        device=str(processes.device),
+        processes=processes.count,
+    )
+
+
+def _check_arguments(
+    splits: Splits,
+    settings: FineTune,
+    batch_size: int,
+    teacher: nn.Module | None,
+    checkpoint: Path | None,
+    processes: Processes,
+) -> None:
+    if batch_size < 1:
+        raise SettingError(f"batch_size must be at least 1, got {batch_size}")
+    for name in ("train", "validation"):
+        if length(getattr(splits, name)) == 0:
+            raise DataError(f"the {name} data are empty")
+    if min(batch_size, length(splits.train)) % processes.count:
+        raise SettingError(
+            f"batch_size must be a multiple of the {processes.count} processes, got {batch_size}"
+        )
+    if settings.distill and teacher is None:
+        raise SettingError("distill is true, but there is no teacher; pass teacher=original_model")
+    if checkpoint is not None and not checkpoint.parent.is_dir():
+        raise SettingError(f"there is no folder {checkpoint.parent} for the checkpoint; create it")

@@ -1,0 +1,218 @@
+"""The training loop: epochs, steps, validation, and the best model of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.data import Dataset, Subset
+
+from modelzip.core.prepare import Prepared
+from modelzip.core.running import call, evaluating
+from modelzip.data.base import Splits, length, loader, set_epoch
+from modelzip.data.checking import logits
+from modelzip.errors import DataError, ModelError
+from modelzip.train import state as saved
+from modelzip.train.loss import learning_rate, loss
+from modelzip.train.processes import Processes
+from modelzip.train.progress import Tell, bar
+from modelzip.train.randomness import seed_all
+from modelzip.train.settings import FineTune
+from modelzip.train.state import Epoch, State
+
+_EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One call of `finetune`: its arguments, resolved."""
+
+    prepared: Prepared
+    splits: Splits
+    settings: FineTune
+    batch_size: int
+    total: int
+    teacher: nn.Module | None
+    seed: int
+    processes: Processes
+    optimizer: Optimizer
+    bfloat16: bool
+
+    def train(self, checkpoint: Path | None, *, resume: bool, progress: bool) -> State:
+        """Train from the start, or from where `checkpoint` stopped, and restore the best model."""
+        began = time.perf_counter()
+        model = self.prepared.model
+        self.processes.agree(model)
+        state = self._state(checkpoint if resume else None)
+        if not state.curve:
+            state.curve.append(self._point(0, 0, train_loss=None, since=began))
+        per_epoch = epoch_steps(self.splits, self.batch_size)
+        epochs = math.ceil(self.total / per_epoch)
+        with bar(total=self.total, epochs=epochs, shown=progress and self.processes.main) as tell:
+            for number in range(state.done + 1, epochs + 1):
+                since = time.perf_counter()
+                first, last = (number - 1) * per_epoch, min(number * per_epoch, self.total)
+                accuracy = state.curve[-1].validation_accuracy
+                mean = self._epoch(number, first, last, accuracy=accuracy, tell=tell)
+                self.processes.agree(model)  # running statistics differ between processes
+                self._refuse_nan(last)
+                state.curve.append(self._point(number, last, train_loss=mean, since=since))
+                self._keep_best(state)
+                if checkpoint is not None and self.processes.main:
+                    saved.save(checkpoint, state, model=model, optimizer=self.optimizer)
+                self.processes.wait()
+        if state.best is not None:
+            model.load_state_dict(state.best)
+        model.eval()
+        model.zero_grad(set_to_none=True)
+        return state
+
+    def _state(self, checkpoint: Path | None) -> State:
+        """The state to go on from: that of `checkpoint` where there is one."""
+        run = {
+            "settings": asdict(self.settings),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "samples": length(self.splits.train),
+            "since_step": self.prepared.steps,
+        }
+        if checkpoint is None or not checkpoint.is_file():
+            return State(run=run, curve=[])
+        found = saved.load(checkpoint, run=run, model=self.prepared.model, optimizer=self.optimizer)
+        self.prepared.steps += found.curve[-1].step
+        return found
+
+    def _epoch(self, number: int, first: int, last: int, *, accuracy: float, tell: Tell) -> float:
+        """Train from step `first` to step `last`; the mean loss."""
+        seed_all(self.seed, number, self.processes.index)
+        batches = loader(
+            self.splits.train,
+            batch_size=self.batch_size // self.processes.count,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=True,
+            share=(self.processes.index, self.processes.count),
+        )
+        set_epoch(batches, number - 1)
+        self.prepared.model.train()
+        losses = 0.0
+        for step, (inputs, targets) in zip(range(first + 1, last + 1), batches, strict=False):
+            value = self._step(step, inputs, targets)
+            losses += value
+            tell(step=step, epoch=number, loss=value, accuracy=accuracy)
+        return losses / (last - first)
+
+    def _step(self, step: int, inputs: Any, targets: Tensor) -> float:
+        rate = learning_rate(self.settings, step, total=self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._check_labels(targets)
+        inputs, targets = self.processes.moved((inputs, targets))
+        self.optimizer.zero_grad()
+        outputs = self._outputs(self.prepared.model, inputs)
+        taught = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self._outputs(self.teacher, inputs)
+        value = loss(outputs, targets, self.settings, teacher=taught) + self.prepared.penalty()
+        value.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        mean = self.processes.average(parameters, value)
+        if not math.isfinite(mean):
+            raise ModelError(
+                f"the loss is {mean} at step {step} of {self.total} (learning rate {rate:g}); "
+                "lower lr, or set warmup or clip_norm. The last checkpoint stands"
+            )
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        self.optimizer.step()
+        self.prepared.step()
+        return mean
+
+    def _outputs(self, model: nn.Module, inputs: Any) -> Tensor:
+        device = self.processes.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bfloat16):
+            output = call(model, inputs)
+        return logits(output, model=model, classes=self.splits.classes).float()
+
+    def _check_labels(self, targets: Tensor) -> None:
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= self.splits.classes:
+            raise DataError(
+                f"a training label is {low if low < 0 else high}; with {self.splits.classes} "
+                f"classes it must be 0 to {self.splits.classes - 1}"
+            )
+
+    def _point(self, number: int, step: int, *, train_loss: float | None, since: float) -> Epoch:
+        accuracy = self._accuracy(self.splits.validation)
+        return Epoch(
+            number=number,
+            step=step,
+            train_loss=train_loss,
+            validation_accuracy=accuracy,
+            lr=learning_rate(self.settings, max(step, 1), total=self.total),
+            seconds=time.perf_counter() - since,
+            settled=self.prepared.settled(),
+        )
+
+    def _accuracy(self, dataset: Dataset[Any]) -> float:
+        """Top-1, in float32 as the model will be converted; each process takes a part."""
+        model = self.prepared.model
+        mine = range(self.processes.index, length(dataset), self.processes.count)
+        correct = 0
+        batches = loader(Subset(dataset, mine), batch_size=_EVALUATION_BATCH) if mine else ()
+        with evaluating(model):
+            for batch in batches:
+                inputs, targets = self.processes.moved(batch)
+                output = logits(call(model, inputs), model=model, classes=self.splits.classes)
+                correct += int((output.argmax(dim=1) == targets).sum())
+        return self.processes.total([correct])[0] / length(dataset)
+
+    def _keep_best(self, state: State) -> None:
+        """Remember the model if this epoch is settled and as good as the best, or better.
+
+        The model before training never counts: a pretrained one may have seen the validation
+        slice, and would win by that alone.
+        """
+        here = state.curve[-1]
+        best = -1.0 if state.kept is None else state.curve[state.kept].validation_accuracy
+        if here.settled and here.validation_accuracy >= best:
+            state.kept = here.number
+            state.best = {k: v.clone() for k, v in self.prepared.model.state_dict().items()}
+
+    def _refuse_nan(self, step: int) -> None:
+        for name, tensor in self.prepared.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ModelError(
+                    f"{name} holds NaN or infinity at step {step} of {self.total}; lower lr, or "
+                    "set warmup or clip_norm. The last checkpoint stands"
+                )
+
+
+def make_optimizer(model: nn.Module, settings: FineTune) -> Optimizer:
+    """The optimizer that `settings` name, over every parameter that requires a gradient."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ModelError(f"{type(model).__name__} has no parameter that requires a gradient")
+    # biases, norms and quantizer scales have one real dimension; decay would pull them to zero
+    decayed = [p for p in trained if p.squeeze().ndim > 1]
+    free = [p for p in trained if p.squeeze().ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    kind = Adam if settings.optimizer == "adam" else AdamW
+    return kind(groups, lr=settings.lr)
+
+
+def epoch_steps(splits: Splits, batch_size: int) -> int:
+    """Full batches in one pass over the training data; one where there is less than a batch."""
+    return max(1, length(splits.train) // batch_size)
