@@ -51,9 +51,9 @@ class OutputError(ModelzipError):
 class MissingExtraError(ModelzipError, ImportError):
     """An optional dependency is absent.
 
-    >>> raise MissingExtraError("Pillow", extra="images", purpose="reading image folders")
+    >>> raise MissingExtraError("Pillow", extra="images", purpose="reading images")
     Traceback (most recent call last):
-    modelzip.errors.MissingExtraError: reading image folders needs Pillow: pip install 'modelzip[images]'
+    modelzip.errors.MissingExtraError: reading images needs Pillow: pip install 'modelzip[images]'
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:

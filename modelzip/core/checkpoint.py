@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,7 @@ def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, An
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(tensors, partial, metadata={_KEY: text})
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error}") from error

@@ -23,7 +23,7 @@ def fraction(name: str, value: object, *, zero: bool = True, one: bool = False) 
     """
     number = _real(name, value)
     low, high = ("[" if zero else "("), ("]" if one else ")")
-    if not ((0 <= number if zero else 0 < number) and (number <= 1 if one else number < 1)):
+    if not (0 < number < 1 or (zero and number == 0) or (one and number == 1)):
         hint = f"; for {value} % write {number / 100:g}" if 1 < number < 100 else ""
         raise SettingError(f"{name} must be a fraction in {low}0, 1{high}, got {value}{hint}")
     return number

@@ -21,8 +21,8 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.GraphModule:
     """`model` as an fx GraphModule that shares its submodules; ModelError where it cannot be.
 
-    >>> type(trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))).__name__
-    'GraphModule'
+    >>> isinstance(trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU())), fx.GraphModule)
+    True
     """
     if isinstance(model, fx.GraphModule):
         return model

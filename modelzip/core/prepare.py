@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,13 @@ def prepare(
 
 
 def load_prepared(
-    make_model: nn.Module | Any, path: str | Path, *, example_inputs: Any = None, seed: int = 0
+    make_model: Callable[[], nn.Module],
+    path: str | Path,
+    *,
+    example_inputs: Any = None,
+    seed: int = 0,
 ) -> Prepared:
-    """The `Prepared` that `save` wrote, for further training, around a model from `make_model()`."""
+    """The `Prepared` that `save` wrote, around a model from `make_model()`, to train further."""
     header, read_tensors = checkpoint.read(path)
     prepared = Prepared(make_model(), example_inputs=example_inputs, seed=seed)
     for entry in header.passes:
@@ -167,7 +172,7 @@ def load_prepared(
     return prepared
 
 
-def load(make_model: Any, path: str | Path) -> nn.Module:
+def load(make_model: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """The converted model of a checkpoint, rebuilt in a fresh process from `make_model()`.
 
     Args:
@@ -189,7 +194,7 @@ def load(make_model: Any, path: str | Path) -> nn.Module:
 
 def check_order(passes: Sequence[Pass]) -> None:
     """SettingError if a pass of an earlier stage follows one of a later stage."""
-    for before, after in zip(passes, passes[1:], strict=False):
+    for before, after in itertools.pairwise(passes):
         if after.stage < before.stage:
             raise SettingError(
                 f"{after.name} ({after.stage.name}) must come before {before.name} "
