@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from modelzip.core.prepare import Prepared
@@ -98,6 +99,7 @@ def finetune(
         if teacher is not None:
             stack.enter_context(placed(teacher, processes.device))
             stack.enter_context(evaluating(teacher))
+            stack.enter_context(torch.enable_grad())  # for the student
         run = Run(
             prepared=prepared,
             splits=splits,
