@@ -126,7 +126,8 @@ class ActivationQuantizer(nn.Module):
             return values
         if self.training and self.method == "straight_through":
             self._follow(values.detach())
-        scale = self.scale
+        # a copy: one quantizer may serve two places, and following moves it between them
+        scale = self.scale if self.method == "lsq" else self.scale.clone()
         if self.method == "lsq":
             scale = scale.abs().clamp_min(SMALLEST_SCALE)
             if self.form == "relu6":
