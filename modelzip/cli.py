@@ -32,7 +32,9 @@ def run(
     overrides: Overrides = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="A folder that does not exist yet. [default: runs/ and the recipe's name]"),
+        typer.Option(
+            help="A folder that does not exist yet. [default: runs/ and the recipe's name]"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the report alone.")] = False,
@@ -73,7 +75,7 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     from modelzip.recipe.loader import load
 
     loaded = load(recipe, overrides=overrides or [])
-    from modelzip.report.render import plan
+    from modelzip.report.catalogue import plan
     from modelzip.run import rehearse
 
     typer.echo(plan(recipe.name, loaded.resolved(), rehearse(loaded)))

@@ -29,7 +29,8 @@ from modelzip.recipe.steps import (
 from modelzip.report.folder import RunFolder
 from modelzip.report.measurements import Deployed, compare, deployed
 from modelzip.report.record import FILE, Record, merge_layers
-from modelzip.report.render import kilobytes, markdown
+from modelzip.report.render import markdown
+from modelzip.report.text import kilobytes
 from modelzip.report.verdict import judge
 from modelzip.train.finetune import FineTune
 from modelzip.zoo import refuse_nan

@@ -147,11 +147,11 @@ class Plan(_Section):
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain data that YAML and `load` take back."""
-        plain = self.model_dump(exclude={"steps", "require", "model"})
         return {
             "seed": self.seed,
-            **plain,
             "steps": [{step_name(s): settings(s)} for s in self.steps],
+            "export": self.export.model_dump(),
+            "measure": _plain(self.measure.model_dump()),
             "require": {r.name: r.value for r in self.require},
         }
 
@@ -178,14 +178,12 @@ class Recipe(Plan):
         """Every setting, defaults included, as plain data that YAML and `load` take back."""
         model = self.model.model_dump(exclude={"train"}, exclude_none=True)
         train = self.model.train
-        return _plain(
-            {
-                "seed": self.seed,
-                "model": model if train is None else {**model, "train": settings(train)},
-                "data": self.data.model_dump(),
-                **{k: v for k, v in super().resolved().items() if k != "data"},
-            }
-        )
+        sources = {
+            "model": model if train is None else {**model, "train": settings(train)},
+            "data": self.data.model_dump(),
+        }
+        plan = super().resolved()
+        return {"seed": plan.pop("seed"), **sources, **plan}
 
 
 def step_name(found: Pass | FineTune) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from modelzip.measure.accuracy import Accuracy
 from modelzip.measure.latency import LatencyRow
 from modelzip.report.record import Figures, Record
+from modelzip.report.text import Rows, count, kilobytes, percent, table, times
 
-Rows = Sequence[Sequence[object]]
+_SUMMARY = ["", "original", "compressed", "ratio"]
 
 
 def verdict(record: Record) -> list[str]:
@@ -26,11 +25,11 @@ def terminal(record: Record) -> str:
     """The summary printed at the end of a run."""
     parts = [
         "\n".join(verdict(record)),
-        _table(summary(record), ["", "original", "compressed", "ratio"]),
+        table(summary(record), _SUMMARY),
         "\n".join(_statistics(record)),
     ]
     if record.requirements:
-        parts.append(_table(_requirements(record), ["required", "limit", "measured", "met"]))
+        parts.append(table(_requirements(record), ["required", "limit", "measured", "met"]))
     return "\n\n".join(parts)
 
 
@@ -40,7 +39,7 @@ def markdown(record: Record) -> str:
     parts = [
         f"# {first}",
         "\n".join(f"- {line.removeprefix('! ')}" for line in rest),
-        _table(summary(record), ["", "original", "compressed", "ratio"], "github"),
+        table(summary(record), _SUMMARY, form="github"),
         "\n".join(f"- {line}" for line in _statistics(record)),
         _section("Requirements", _requirements(record), ["required", "limit", "measured", "met"]),
         _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
@@ -69,8 +68,8 @@ def comparison(records: Sequence[tuple[str, Record]]) -> str:
                 f"{record.comparison.drop:+.2f} pp",
                 percent(record.comparison.agreement),
                 kilobytes(record.compressed.size_bytes),
-                _ratio(record.compressed.size_bytes, record.baseline.size_bytes),
-                _ratio(record.compressed.macs, record.baseline.macs),
+                times(record.compressed.size_bytes, record.baseline.size_bytes),
+                times(record.compressed.macs, record.baseline.macs),
                 ", ".join(
                     f"{row.ratio:.2f}x (b{row.batch_size}, t{row.threads}, {row.device})"
                     for row in served
@@ -78,7 +77,7 @@ def comparison(records: Sequence[tuple[str, Record]]) -> str:
             ]
         )
     headers = ["run", "", "top-1", "drop", "agrees", "size", "ratio", "MACs", "latency"]
-    return _table(rows, headers)
+    return table(rows, headers)
 
 
 def summary(record: Record) -> list[list[str]]:
@@ -87,13 +86,13 @@ def summary(record: Record) -> list[list[str]]:
     rows = [
         ["accuracy", percent(before.accuracy.top1), percent(after.accuracy.top1), _drop(record)],
         ["file", *_pair(before, after, "size_bytes", kilobytes)],
-        ["parameters", *_pair(before, after, "parameters", _count)],
-        ["non-zero", *_pair(before, after, "nonzero", _count)],
-        ["MACs", *_pair(before, after, "macs", _count)],
+        ["parameters", *_pair(before, after, "parameters", count)],
+        ["non-zero", *_pair(before, after, "nonzero", count)],
+        ["MACs", *_pair(before, after, "macs", count)],
     ]
     if before.memory and after.memory:
         peaks = before.memory.peak_mb, after.memory.peak_mb
-        rows.append(["peak memory", *(f"{mb:.1f} MB" for mb in peaks), _ratio(peaks[1], peaks[0])])
+        rows.append(["peak memory", *(f"{mb:.1f} MB" for mb in peaks), times(peaks[1], peaks[0])])
     for base, small in _latency_pairs(record.latency):
         what = f"latency, {_where(small)}"
         ratio = f"{small.ratio:.2f}x ({small.ratio_low:.2f} to {small.ratio_high:.2f})"
@@ -101,31 +100,15 @@ def summary(record: Record) -> list[list[str]]:
     return rows
 
 
-def percent(fraction: float) -> str:
-    """A fraction as a percentage.
-
-    >>> percent(0.9173)
-    '91.73 %'
-    """
-    return f"{100 * fraction:.2f} %"
-
-
-def kilobytes(size_bytes: float) -> str:
-    """A size in units of 1000 bytes.
-
-    >>> kilobytes(1132400)
-    '1132.4 KB'
-    """
-    return f"{size_bytes / 1000:.1f} KB"
-
-
 def _statistics(record: Record) -> list[str]:
     found, parity = record.comparison, record.parity
     lines = [
-        f"accuracy on {found.n} test samples in onnxruntime, with 95 % Wilson intervals: original "
-        f"{_interval(record.baseline.accuracy)}, compressed {_interval(record.compressed.accuracy)}",
+        f"accuracy on {found.n} test samples in onnxruntime (95 % Wilson interval): original "
+        f"{_interval(record.baseline.accuracy)}, "
+        f"compressed {_interval(record.compressed.accuracy)}",
         f"drop {found.drop:.2f} pp (95 %: {found.drop_low:.2f} to {found.drop_high:.2f}), "
-        f"McNemar p = {found.p_value:.3g}; same answer on {percent(found.agreement)}, KL {found.kl:.2g} nats",
+        f"McNemar p = {found.p_value:.3g}; same answer on {percent(found.agreement)}, "
+        f"KL {found.kl:.2g} nats",
         f"parity of file and converted module on {parity.n} samples: same answer on "
         f"{percent(parity.agreement)}, {percent(parity.identical)} bit-identical, "
         f"largest difference {parity.max_difference:.3g}",
@@ -219,27 +202,8 @@ def _drop(record: Record) -> str:
 
 def _pair(before: Figures, after: Figures, name: str, show: Any) -> list[str]:
     old, new = getattr(before, name), getattr(after, name)
-    return [show(old), show(new), _ratio(new, old)]
-
-
-def _ratio(new: float, old: float) -> str:
-    return f"{new / old:.3f}x" if old else ""
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"
+    return [show(old), show(new), times(new, old)]
 
 
 def _section(title: str, rows: Rows, headers: list[str]) -> str:
-    return f"## {title}\n\n{_table(rows, headers, 'github')}" if rows else ""
-
-
-def _table(rows: Rows, headers: list[str], form: str = "simple") -> str:
-    align = ["left"] + ["right"] * (len(headers) - 1) if headers[0] == "" else None
-    return tabulate(
-        rows,
-        headers=headers,
-        tablefmt=form,
-        disable_numparse=True,
-        colalign=align if rows else None,
-    )
+    return f"## {title}\n\n{table(rows, headers, form='github')}" if rows else ""

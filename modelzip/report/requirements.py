@@ -42,7 +42,7 @@ class Requirement:
     @property
     def value(self) -> str:
         """The limit as a recipe writes it."""
-        return show(self.limit, self.unit)
+        return f"{self.limit:.12g}{'' if self.unit == 'x' else ' '}{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)

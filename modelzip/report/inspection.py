@@ -1,0 +1,94 @@
+"""Measuring an ONNX file by itself, or against another, on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from modelzip.measure.latency import latency_table
+from modelzip.measure.memory import peak_memory
+from modelzip.measure.size import file_size
+from modelzip.report.text import count, kilobytes, table, times
+from modelzip.runtime.inputs import Array, InputSpec
+from modelzip.runtime.session import Session, load
+
+_SAMPLES = 16
+
+
+def inspect(
+    path: Path, *, against: Path | None, batch_sizes: Sequence[int], threads: int, seed: int = 0
+) -> str:
+    """Size, memory, latency and operators of the file, beside another's if one is given.
+
+    Inputs are drawn from a standard normal distribution, integers are zeros, and dimensions of
+    any length other than the first are 1.
+
+    Raises:
+        ExportError: a file cannot be read or run.
+        DataError: the two files take different inputs.
+    """
+    files = [path] if against is None else [against, path]
+    sessions = [load(file, threads=threads) for file in files]
+    inputs = random_inputs(sessions[-1].inputs, samples=_SAMPLES, seed=seed)
+    sizes = [file_size(file, example_inputs=inputs) for file in files]
+    memories = [peak_memory(file, _first(inputs), threads=threads) for file in files]
+    rows: list[list[str]] = [
+        ["file", *(kilobytes(s.size_bytes) for s in sizes)],
+        ["parameters", *(count(s.parameters) for s in sizes)],
+        ["non-zero", *(count(s.nonzero) for s in sizes)],
+        ["bits a parameter", *(f"{s.bits:.2f}" for s in sizes)],
+        ["MACs", *(count(s.macs) for s in sizes)],
+        ["peak memory", *(f"{m.peak_mb:.1f} MB" for m in memories)],
+    ]
+    ratios = [
+        times(sizes[-1].size_bytes, sizes[0].size_bytes),
+        times(sizes[-1].parameters, sizes[0].parameters),
+        times(sizes[-1].nonzero, sizes[0].nonzero),
+        times(sizes[-1].bits, sizes[0].bits),
+        times(sizes[-1].macs, sizes[0].macs),
+        times(memories[-1].peak_mb, memories[0].peak_mb),
+    ]
+    timed = latency_table(
+        {str(index): file for index, file in enumerate(files)},
+        inputs,
+        batch_sizes=batch_sizes,
+        threads=(threads,),
+    )
+    for batch_size in batch_sizes:
+        found = [row for row in timed if row.batch_size == batch_size]
+        rows.append([f"latency, batch {batch_size}", *(f"{r.median_ms:.3f} ms" for r in found)])
+        last = found[-1]
+        ratios.append(f"{last.ratio:.2f}x ({last.ratio_low:.2f} to {last.ratio_high:.2f})")
+    if against is None:
+        return table(rows, ["", path.name])
+    rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
+    headers = ["", str(against), str(path), "ratio"]
+    return f"{table(rows, headers)}\n\n{_outputs(sessions, inputs)}"
+
+
+def random_inputs(specs: Sequence[InputSpec], *, samples: int, seed: int = 0) -> dict[str, Array]:
+    """Inputs that fit `specs`, by name: normal floats, and zeros for every other type."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for spec in specs:
+        shape = [samples if i == 0 and n is None else n or 1 for i, n in enumerate(spec.shape)]
+        is_float = spec.dtype.startswith("float")
+        found[spec.name] = (rng.standard_normal(shape) if is_float else np.zeros(shape)).astype(
+            spec.dtype
+        )
+    return found
+
+
+def _outputs(sessions: Sequence[Session], inputs: dict[str, Array]) -> str:
+    first, second = (session.run(inputs)[0] for session in sessions)
+    if first.shape != second.shape:
+        return f"outputs differ in shape: {list(first.shape)} and {list(second.shape)}"
+    largest = float(np.abs(first.astype(np.float64) - second).max())
+    same = float((first.argmax(-1) == second.argmax(-1)).mean())
+    return f"on {_SAMPLES} random inputs: same answer {same:.0%}, largest difference {largest:.3g}"
+
+
+def _first(inputs: dict[str, Array]) -> dict[str, Array]:
+    return {name: array[:1] if array.ndim else array for name, array in inputs.items()}
