@@ -43,8 +43,7 @@ class ArrayDataset(Augmented):
         crop: int = 0,
         seed: int = 0,
     ) -> None:
-        if len(inputs) != len(targets):
-            raise DataError(f"there are {len(inputs)} inputs and {len(targets)} labels")
+        _check_lengths(inputs, targets)
         if len(mean) != len(std):
             raise SettingError(
                 f"mean has {len(mean)} values and std {len(std)}; give one a channel"
@@ -156,6 +155,7 @@ def in_memory(
     crop: int = 0,
 ) -> Splits:
     """Splits of two (inputs, targets) pairs; validation is cut off train, and un-augmented."""
+    _check_lengths(*train)
     rest, held_out = split_off(len(train[0]), validation=validation, limit=limit, seed=seed)
 
     def dataset(pair: tuple[Tensor, Tensor], crop: int = 0) -> Dataset[Any]:
@@ -170,3 +170,8 @@ def in_memory(
         test=dataset(test),
         classes=classes,
     )
+
+
+def _check_lengths(inputs: Tensor, targets: Tensor) -> None:
+    if len(inputs) != len(targets):
+        raise DataError(f"there are {len(inputs)} inputs and {len(targets)} labels")

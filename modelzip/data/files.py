@@ -21,6 +21,7 @@ from modelzip.errors import DataError
 
 VARIABLE = "MODELZIP_DATA"
 MAX_BYTES = 2**34  # one array larger than 16 GiB does not belong in memory
+CIFAR_BATCH = 10_000  # images in each file of CIFAR-10's archive
 _TIMEOUT_S = 60
 
 
@@ -193,7 +194,7 @@ def idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
 
 
 def cifar_batches(path: Path) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Name, images [10000, 3, 32, 32] and labels [10000] of each file in CIFAR-10's binary archive.
+    """Name, images [N, 3, 32, 32] and labels [N] of each file in CIFAR-10's binary archive.
 
     Each record is a label byte and 3072 pixels, https://www.cs.toronto.edu/~kriz/cifar.html.
     """
@@ -202,9 +203,9 @@ def cifar_batches(path: Path) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[
         with tarfile.open(path) as archive:
             for name in names:
                 member = archive.extractfile(f"cifar-10-batches-bin/{name}.bin")
-                data = b"" if member is None else member.read(10_000 * 3073 + 1)
-                if len(data) != 10_000 * 3073:
-                    raise DataError(f"{path}: {name}.bin does not hold 10000 images")
+                data = b"" if member is None else member.read(CIFAR_BATCH * 3073 + 1)
+                if len(data) != CIFAR_BATCH * 3073:
+                    raise DataError(f"{path}: {name}.bin does not hold {CIFAR_BATCH} images")
                 records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
                 yield name, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
     except (OSError, KeyError, EOFError, tarfile.TarError) as error:

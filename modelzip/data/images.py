@@ -28,10 +28,10 @@ def open_image(file: Path | IO[bytes], *, where: str, formats: Sequence[str] = F
     except ImportError as error:
         raise MissingExtraError("Pillow", extra="images", purpose="reading images") from error
     try:
-        image = PIL.Image.open(file, formats=list(formats))
-        if image.width * image.height <= MAX_PIXELS:
-            image.load()
-            return image
+        with PIL.Image.open(file, formats=list(formats)) as image:  # closes the file, not the image
+            if image.width * image.height <= MAX_PIXELS:
+                image.load()
+                return image
     # Pillow raises SyntaxError for a broken PNG, and DecompressionBombError is none of the others
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{where} is not a readable image: {error}") from error

@@ -22,7 +22,9 @@ class Processes:
         from accelerate import PartialState  # loads slowly, and only training needs it
         from accelerate.utils import parse_flag_from_env
 
-        self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        # told so, or with no accelerator here: else accelerate would not join CPU processes
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self._state = PartialState(cpu=cpu)
         self.device: torch.device = self._state.device
         self.count: int = self._state.num_processes
         self.index: int = self._state.process_index
