@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -32,8 +32,11 @@ def select(
     kinds: tuple[type[nn.Module], ...],
     targets: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
+    where: Callable[[nn.Module], bool] = lambda module: True,
 ) -> dict[str, nn.Module]:
     """Modules of `kinds` that some target names and no skip does, by name, in model order.
+
+    Only modules for which `where` holds are counted as layers, and none inside a parametrization.
 
     A pattern that names no such module raises SelectionError, which lists the ones there are.
 
@@ -41,7 +44,11 @@ def select(
     >>> list(select(model, kinds=(nn.Conv2d, nn.Linear), skip=["type:Linear"]))
     ['0']
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, kinds) and "parametrizations" not in n.split(".") and where(m)
+    }
     kind_names = "/".join(k.__name__ for k in kinds)
     if not layers:
         raise SelectionError(f"the model has no {kind_names} layer")

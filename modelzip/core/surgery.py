@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -72,6 +72,13 @@ def detach(module: nn.Module, *, tensor: str = "weight") -> None:
     parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)
 
 
+def detach_all(module: nn.Module) -> None:
+    """Remove every parametrization of every tensor of `module`, leaving the stored values."""
+    if parametrize.is_parametrized(module):
+        for name in list(cast(nn.ModuleDict, module.parametrizations)):
+            detach(module, tensor=name)
+
+
 def original_tensor(module: nn.Module, *, tensor: str = "weight") -> torch.Tensor:
     """The trainable tensor below any parametrizations of `module.<tensor>`."""
     if parametrize.is_parametrized(module, tensor):
@@ -79,6 +86,15 @@ def original_tensor(module: nn.Module, *, tensor: str = "weight") -> torch.Tenso
         return found
     value: torch.Tensor = getattr(module, tensor)
     return value
+
+
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of `module` itself by name, parametrized ones as it computes them."""
+    found = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    if parametrize.is_parametrized(module):
+        names = cast(nn.ModuleDict, module.parametrizations)
+        found |= {name: getattr(module, name) for name in names}
+    return found
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> None:
