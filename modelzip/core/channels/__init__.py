@@ -1,0 +1,1 @@
+"""Removing whole channels from a model: what hangs together, what it costs, what is proven."""

@@ -1,0 +1,174 @@
+"""Removing whole channels, so that the model is smaller and faster in any runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from modelzip.core import checks
+from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
+from modelzip.core.channels.plan import ChannelPlan, Goal, make_plan
+from modelzip.core.channels.resize import LAYERS, from_record, resize, to_record
+from modelzip.core.channels.scores import METHODS
+from modelzip.core.selection import select
+from modelzip.core.surgery import original_tensor
+from modelzip.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneChannels(Pass):
+    """Remove the least important output channels, with everything that hangs on them.
+
+    What hangs together is read off Torch-Pruning's dependency graph (Fang et al. 2023,
+    https://arxiv.org/abs/2301.12900). Nothing is believed: the pruned model has been run and equals
+    the original with the channels masked, or the layers concerned are protected. The model's
+    outputs, tied weights, and channels that a LayerNorm, GroupNorm or attention spans are kept.
+
+    Attributes:
+        sparsity: fraction of the channels of prunable layers to remove, in (0, 1); or instead
+        macs: multiply-accumulates to leave at most, such as "0.5x" of the original's; or
+        params: parameters to leave at most, such as "0.5x".
+        importance: "l1" or "l2" norm of the weights around a channel, "bn_scale", "taylor"
+            (needs labelled calibration batches), or "random".
+        scope: rank channels of all layers together ("global") or shrink all layers alike ("layer").
+        round_to: widths are left at multiples of this: runtimes compute channels in blocks of 8
+            or 16, and odd widths can be slower than the dense model.
+        max_sparsity: no layer loses more than this fraction of its channels.
+        targets: layers whose output channels may go; their inputs follow the layer before.
+
+    >>> import modelzip as mz
+    >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
+    >>> prune = mz.PruneChannels(sparsity=0.5)
+    >>> mz.prepare(model, [prune], example_inputs=torch.ones(1, 3, 8, 8)).convert()
+    Sequential(
+      (0): Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1))
+      (1): ReLU()
+      (2): Conv2d(16, 8, kernel_size=(3, 3), stride=(1, 1))
+    )
+    """
+
+    name: ClassVar[str] = "prune_channels"
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+    needs: ClassVar[Need] = Need.EXAMPLE_INPUTS
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = LAYERS
+
+    sparsity: float | None = None
+    macs: str | None = None
+    params: str | None = None
+    importance: str = "l1"
+    scope: str = "global"
+    round_to: int = 8
+    max_sparsity: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [n for n in ("sparsity", "macs", "params") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise SettingError(
+                "prune_channels needs exactly one of sparsity, macs and params, got "
+                f"{' and '.join(given) or 'none'}"
+            )
+        if self.sparsity is not None:
+            self._set("sparsity", checks.fraction("sparsity", self.sparsity, zero=False))
+        for name in given:
+            if name != "sparsity":
+                checks.ratio(name, getattr(self, name))
+        checks.choice("importance", self.importance, METHODS)
+        checks.choice("scope", self.scope, ("global", "layer"))
+        checks.integer("round_to", self.round_to, low=1)
+        limit = checks.fraction("max_sparsity", self.max_sparsity, zero=False)
+        self._set("max_sparsity", limit)
+
+    @property
+    def requires(self) -> Need:
+        """Labelled batches as well for Taylor importance."""
+        return self.needs | Need.CALIBRATION if self.importance == "taylor" else self.needs
+
+    def plan(self, model: nn.Module, context: Context) -> ChannelPlan:
+        """What `prepare` would do; `model` stays as it is.
+
+        Raises:
+            SelectionError: targets and skip leave no layer.
+            ModelError: the model does not run or cannot be followed, or every layer is protected.
+            SettingError: the target cannot be met, or rounding leaves nothing to remove.
+            DataError: importance is "taylor" and a calibration batch has no labels.
+        """
+        kind = next(n for n in ("sparsity", "macs", "params") if getattr(self, n) is not None)
+        value = getattr(self, kind)
+        goal = Goal(
+            kind=kind,
+            value=value if kind == "sparsity" else checks.ratio(kind, value),
+            scope=self.scope,
+            round_to=self.round_to,
+            max_sparsity=self.max_sparsity,
+        )
+        return make_plan(
+            model,
+            context.example_inputs,
+            goal,
+            chosen=select(model, kinds=self.kinds, targets=self.targets, skip=self.skip),
+            importance=self.importance,
+            calibration=context.calibration,
+            seed=context.seed,
+        )
+
+    def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        """Narrow `model` in place, once the plan has been tried on copies; see `plan`."""
+        plan = self.plan(model, context)
+        context.record.update(
+            layers=to_record(model, plan.kept),
+            protected=dict(plan.protected),
+            macs=list(plan.macs),
+            params=list(plan.params),
+        )
+        resize(model, plan.kept)
+        return model
+
+    def restore(self, model: nn.Module, context: Context) -> nn.Module:
+        """Narrow a freshly built `model` to the recorded widths."""
+        resize(model, from_record(model, context.record.get("layers")))
+        return model
+
+    def convert(self, model: nn.Module, context: Context) -> PassReport:
+        """Report the layers narrowed; the work was done in `prepare`."""
+        modules = dict(model.named_modules())
+        layers = tuple(
+            _layer_report(name, modules[name], entry)
+            for name, entry in context.record["layers"].items()
+            if name in modules  # a later pass may have folded a BatchNorm away
+        )
+        return PassReport(
+            name=self.name,
+            settings=self.settings(),
+            layers=layers,
+            protected=context.record.get("protected", {}),
+        )
+
+
+def _layer_report(name: str, module: nn.Module, entry: Mapping[str, Any]) -> LayerReport:
+    tensors = {n: original_tensor(module, tensor=n) for n in _parameter_names(module)}
+    notes = []
+    for side, word in (("out", "channels"), ("in", "channels in")):
+        if isinstance(change := entry.get(side), dict):
+            notes.append(f"{change['of']} -> {len(change['kept'])} {word}")
+    with torch.no_grad():
+        nonzero = sum(int(torch.count_nonzero(getattr(module, n))) for n in tensors)
+    return LayerReport(
+        name=name,
+        kind=type(module).__name__,
+        parameters_before=entry["parameters"],
+        parameters_after=sum(t.numel() for t in tensors.values()),
+        nonzero=nonzero,
+        bits=8.0 * max((t.element_size() for t in tensors.values()), default=4),
+        note=", ".join(notes),
+    )
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    names = ("weight", "bias")
+    return [n for n in names if module._parameters.get(n) is not None or is_parametrized(module, n)]

@@ -1,0 +1,80 @@
+"""Slicing layers to the channels kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from modelzip.core.channels.resize import Slot, axes, parameter_count, resize, widths, zero_inputs
+
+IMAGE, LINE, ROW = (2, 4, 5, 5), (2, 4, 5), (2, 4)
+LAYERS = [
+    (lambda: nn.Conv1d(4, 6, 3), LINE, {"in": [0, 3], "out": [1, 2, 5]}),
+    (lambda: nn.Conv2d(4, 6, 3, bias=False), IMAGE, {"in": [0, 3]}),
+    (lambda: nn.Conv3d(4, 6, 1), (2, 4, 3, 3, 3), {"out": [0]}),
+    (lambda: nn.Conv2d(4, 8, 3, groups=2), IMAGE, {"in": [2, 3], "out": [4, 5, 6, 7]}),
+    (lambda: nn.Conv2d(4, 4, 3, groups=4), IMAGE, {"in": [0, 2, 3], "out": [0, 2, 3]}),
+    (lambda: nn.ConvTranspose2d(4, 6, 3), IMAGE, {"in": [0, 3], "out": [1, 2, 5]}),
+    (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), IMAGE, {"in": [0, 1], "out": [0, 1, 2]}),
+    (lambda: nn.Linear(4, 6), ROW, {"in": [0, 3], "out": [1, 2, 5]}),
+    (lambda: nn.BatchNorm2d(4), IMAGE, {"out": [0, 3]}),
+    (lambda: nn.BatchNorm2d(4, affine=False), IMAGE, {"out": [0, 3]}),
+    (lambda: nn.InstanceNorm2d(4, affine=True), IMAGE, {"out": [0, 3]}),
+    (lambda: nn.PReLU(4), IMAGE, {"out": [0, 3]}),
+]
+
+
+@pytest.mark.parametrize(("make", "shape", "kept"), LAYERS)
+def test_a_resized_layer_computes_the_kept_channels(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], kept: dict[str, list[int]]
+) -> None:
+    layer, x = make().eval(), torch.randn(shape)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    inputs = kept.get("in", kept["out"] if "in" not in widths(layer) else list(range(4)))
+    masked = torch.zeros_like(x)
+    masked[:, inputs] = x[:, inputs]
+    expected = layer(masked)
+    expected = expected[:, kept["out"]] if "out" in kept else expected
+    model = nn.Sequential(layer)
+    resize(model, {Slot("0", side): index for side, index in kept.items()})
+    torch.testing.assert_close(layer(x[:, inputs]), expected)
+    counted = sum(p.numel() for p in layer.parameters())
+    width = {**widths(make()), **{side: len(index) for side, index in kept.items()}}
+    assert parameter_count(make(), width) == counted
+    assert widths(layer) == width
+
+
+def test_an_embedding_loses_columns() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4))
+    expected = model(torch.arange(9))[:, [0, 3]]
+    resize(model, {Slot("0", "out"): [0, 3]})
+    torch.testing.assert_close(model(torch.arange(9)), expected)
+    assert model[0].embedding_dim == 2
+
+
+def test_resizing_keeps_what_is_frozen_and_shared() -> None:
+    shared = nn.Linear(4, 4)
+    shared.bias.requires_grad_(False)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    resize(model, {Slot("0", "out"): [0, 1], Slot("0", "in"): [0, 1]})
+    assert model[2].weight.shape == (2, 2)
+    assert not model[0].bias.requires_grad
+
+
+def test_masking_zeroes_what_is_read_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    before = model[0].weight.clone()
+    zero_inputs(model, {Slot("0", "out"): torch.tensor([1]), Slot("1", "in"): torch.tensor([1])})
+    assert torch.equal(model[0].weight, before)
+    assert model[1].weight[:, 1].tolist() == [0.0, 0.0]
+
+
+def test_unsupported_layers_have_no_sides() -> None:
+    for layer in (nn.LayerNorm(4), nn.PReLU(), nn.LSTM(4, 4), nn.ReLU()):
+        assert not axes(layer)
+        assert not widths(layer)
