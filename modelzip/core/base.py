@@ -56,7 +56,10 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """What a pass did to one layer. `bits` are those a weight is stored in."""
+    """What a pass did to one layer: counts of its own weights and biases, zeros included.
+
+    `nonzero` are those that are not 0 afterwards, `bits` those a weight is stored in.
+    """
 
     name: str
     kind: str

@@ -22,12 +22,18 @@ def clone(model: nn.Module) -> nn.Module:
     True
     """
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as error:  # any class of the user's may fail here in its own way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({error}); detach computed tensors from it, "
             "or call prepare(..., inplace=True) on a model you can rebuild"
         ) from error
+    for module in copied.modules():
+        if parametrize.is_parametrized(module):
+            # the properties live on its class, where removing them would take the original's
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+    return copied
 
 
 def attach(module: nn.Module, parametrization: nn.Module, *, tensor: str = "weight") -> None:
@@ -95,6 +101,21 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         names = cast(nn.ModuleDict, module.parametrizations)
         found |= {name: getattr(module, name) for name in names}
     return found
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """How many weights and biases `module` itself has, integer ones too, and how many are not 0.
+
+    >>> parameter_counts(nn.Linear(3, 2, bias=False).requires_grad_(False))
+    (6, 6)
+    """
+    buffers = dict(module.named_buffers(recurse=False))
+    counted = [
+        tensor
+        for name, tensor in own_tensors(module).items()
+        if name not in buffers or (name in ("weight", "bias") and not tensor.is_floating_point())
+    ]
+    return sum(t.numel() for t in counted), sum(int(torch.count_nonzero(t)) for t in counted)
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> None:

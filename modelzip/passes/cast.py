@@ -226,14 +226,13 @@ def _lost(layer: nn.Module, dtype: torch.dtype) -> int:
 
 
 def _row(name: str, layer: nn.Module, lost: int) -> LayerReport:
-    parameters = dict(layer.named_parameters(recurse=False)).values()
-    count = sum(p.numel() for p in parameters)
+    count, nonzero = surgery.parameter_counts(layer)
     return LayerReport(
         name=name,
         kind=type(layer).__name__,
         parameters_before=count,
         parameters_after=count,
-        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters),
+        nonzero=nonzero,
         bits=16.0,
         note=f"{lost} values became zero" if lost else "",
     )

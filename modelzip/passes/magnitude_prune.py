@@ -261,14 +261,13 @@ def _sizes_in_group(module: nn.Module) -> tuple[int, int]:
 
 def _row(name: str, module: nn.Module) -> LayerReport:
     weight = surgery.original_tensor(module)
-    parameters = [weight, *([module.bias] if isinstance(module.bias, Tensor) else [])]
-    count = sum(p.numel() for p in parameters)
+    count, nonzero = surgery.parameter_counts(module)
     zeros = weight.numel() - int(torch.count_nonzero(weight))
     return LayerReport(
         name=name,
         kind=type(module).__name__.removeprefix("Parametrized"),
         parameters_before=count,
         parameters_after=count,
-        nonzero=sum(int(torch.count_nonzero(p)) for p in parameters),
+        nonzero=nonzero,
         note=f"{100 * zeros / weight.numel():.1f} % of the weights are zero",
     )

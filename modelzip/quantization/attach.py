@@ -99,14 +99,14 @@ def report(
         if not isinstance(module, (QuantizedConv, QuantizedLinear, DynamicQuantizedLinear)):
             continue
         layer = before[name.partition("_call")[0]]
-        count = module.weight.numel()
+        count, nonzero = surgery.parameter_counts(module)
         rows.append(
             LayerReport(
                 name=name,
                 kind=type(module).__name__,
-                parameters_before=surgery.original_tensor(layer).numel(),
+                parameters_before=surgery.parameter_counts(layer)[0],
                 parameters_after=count,
-                nonzero=int(torch.count_nonzero(module.weight)),
+                nonzero=nonzero,
                 bits=float(module.bits),
                 note=_note(module),
             )
