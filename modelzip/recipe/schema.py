@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,11 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from modelzip.core import registry
+from modelzip.core import checks, registry
 from modelzip.core.base import Need, Pass
 from modelzip.core.prepare import check_order
 from modelzip.errors import SettingError, did_you_mean
 from modelzip.report.requirements import Requirement, parse
+from modelzip.runtime.session import DEVICES, RUNTIMES
 from modelzip.train.finetune import FineTune
 
 FINETUNE = "finetune"
@@ -71,7 +73,23 @@ def _requirements(value: object) -> tuple[Requirement, ...]:
     return tuple(parse(str(name), limit) for name, limit in value.items())
 
 
-Names = Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
+def _training(value: object) -> FineTune:
+    found = _finetune(value)
+    if found.distill:
+        raise SettingError("distill needs a teacher, and there is none yet; leave it out")
+    return found
+
+
+def _one_of(name: str, choices: tuple[str, ...]) -> AfterValidator:
+    return AfterValidator(lambda value: checks.choice(name, value, choices))
+
+
+Runtimes = Annotated[
+    tuple[Annotated[str, _one_of("runtime", RUNTIMES)], ...], Strict(False), Field(min_length=1)
+]
+Devices = Annotated[
+    tuple[Annotated[str, _one_of("device", DEVICES)], ...], Strict(False), Field(min_length=1)
+]
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Strict(False), Field(min_length=1)]
 
 
@@ -89,7 +107,7 @@ class ModelSource(_Section):
 
     build: str
     weights: str | None = None
-    train: Annotated[FineTune, PlainValidator(_finetune)] | None = None
+    train: Annotated[FineTune, PlainValidator(_training)] | None = None
 
 
 class DataSource(_Section):
@@ -114,8 +132,8 @@ class Export(_Section):
 class Measure(_Section):
     """What is measured: each runtime and device, at each batch size and number of threads."""
 
-    runtimes: Names = ("onnxruntime",)
-    devices: Names = ("cpu",)
+    runtimes: Runtimes = ("onnxruntime",)
+    devices: Devices = ("cpu",)
     batch_sizes: Counts = (1, 32)
     threads: Counts = (1,)
 

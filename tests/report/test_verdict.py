@@ -1,0 +1,75 @@
+import pytest
+from tests.report.conftest import comparison, figures, latency, parity
+
+from modelzip.report.measurements import Findings
+from modelzip.report.requirements import parse
+from modelzip.report.verdict import judge, parity_holds
+
+BASELINE = figures("baseline.onnx", size_bytes=4000, correct=97)
+COMPRESSED = figures("model.onnx", size_bytes=1200, correct=96)
+
+
+def findings(*, rows=(), agreement=1.0):
+    return Findings(
+        comparison=comparison(), parity=parity(agreement=agreement), latency=tuple(rows), missing=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "met"),
+    [
+        ("size", "0.3x", True),
+        ("size", "1.1 KB", False),
+        ("macs", "1x", True),
+        ("parameters", "0.9x", False),
+        ("accuracy", "96 %", True),
+        ("accuracy_drop", "0.9 pp", False),
+        ("agreement", "98 %", True),
+        ("latency", "0.7x", True),
+        ("latency", "0.6x", False),
+        ("latency", "1.3 ms", False),
+    ],
+)
+def test_requirements_are_judged_by_what_was_measured(name, text, met):
+    rows = [
+        latency("baseline", ratio=1.0),
+        latency("compressed", ratio=0.5),
+        latency("compressed", ratio=0.7, batch_size=32),
+    ]
+    judged = judge([parse(name, text)], BASELINE, COMPRESSED, findings(rows=rows))
+    assert judged.passed is met
+    assert len(judged.notes) == (0 if met else 1)
+
+
+def test_a_module_in_torch_is_not_what_is_deployed():
+    rows = [latency("compressed", ratio=3.0, runtime="torch")]
+    judged = judge([parse("latency", "1x")], BASELINE, COMPRESSED, findings(rows=rows))
+    assert judged.outcomes[0].measured == "not measured"
+    assert judged.notes == ("latency: not measured, required at most 1x",)
+
+
+def test_a_slower_model_is_said_and_does_not_fail():
+    judged = judge([], BASELINE, COMPRESSED, findings(rows=[latency("compressed", ratio=1.2)]))
+    assert judged.passed
+    assert judged.notes == (
+        "slower than the original: 1.2x its time on cpu, batch 1, threads 1",
+    )
+
+
+def test_a_difference_within_noise_is_not_called_slower():
+    rows = [latency("compressed", ratio=1.2, low=0.9), latency("compressed", ratio=1.03)]
+    assert judge([], BASELINE, COMPRESSED, findings(rows=rows)).notes == ()
+
+
+def test_lost_parity_fails_a_run():
+    judged = judge([], BASELINE, COMPRESSED, findings(agreement=0.95))
+    assert not judged.passed
+    assert judged.notes[0].startswith("parity: the file agrees with the converted module on 95 %")
+
+
+@pytest.mark.parametrize(
+    ("n", "disagreeing", "holds"),
+    [(100, 0, True), (100, 1, True), (100, 2, False), (2000, 2, True), (2000, 3, False)],
+)
+def test_parity_allows_one_sample_or_a_thousandth(n, disagreeing, holds):
+    assert parity_holds(parity(n=n, agreement=1 - disagreeing / n)) is holds
