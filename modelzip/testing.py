@@ -172,7 +172,8 @@ def _trains(s: _Subject, prepared: Prepared) -> None:
     for _ in range(s.training_steps or 3):
         outputs = tensors(call(prepared.model, s.example_inputs))
         loss = sum((o.square().mean() for o in outputs), torch.zeros(())) + prepared.penalty()
-        s.require(math.isfinite(float(loss)), f"the loss is {float(loss)} in training")
+        value = float(loss.detach())
+        s.require(math.isfinite(value), f"the loss is {value} in training")
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,152 @@
+"""Every registered pass keeps the contract, alone and after every other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import modelzip as mz
+from modelzip.core import registry
+from modelzip.core.base import Pass
+from modelzip.core.running import evaluating
+from modelzip.errors import SettingError
+from modelzip.export.onnx import export_onnx
+from modelzip.runtime import session
+from modelzip.testing import check_pass
+
+
+def conv_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 8),
+    )
+
+
+def norm_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pass with settings, and what it is tried on."""
+
+    pass_: Pass
+    make_model: Callable[[], nn.Module] = conv_net
+    training_steps: int | None = None
+    tolerance: float = 1e-4
+
+    @property
+    def inputs(self) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        shape = (4, 4, 8, 8) if self.make_model is conv_net else (4, 16)
+        return torch.randn(*shape, generator=generator)
+
+
+ROWS = [
+    Row(mz.MagnitudePrune(sparsity=0.6)),
+    Row(mz.MagnitudePrune(sparsity=0.6, scope="layer", targets=("type:Conv2d",))),
+    Row(mz.MagnitudePrune(pattern="2:4")),
+    Row(mz.MagnitudePrune(sparsity=0.5, pattern="4x1", skip=("7",))),
+    Row(
+        mz.MagnitudePrune(sparsity=0.6, schedule="cubic", begin=0.2, end=0.8, every=2),
+        training_steps=8,
+    ),
+    Row(mz.PruneChannels(sparsity=0.5)),
+    Row(mz.PruneChannels(macs="0.5x", round_to=1, importance="l1", scope="layer")),
+    Row(mz.Int8(), tolerance=0.02),
+    Row(mz.Int8(mode="linear"), norm_net, tolerance=0.02),
+    Row(mz.Int8(), norm_net, tolerance=0.02),
+    Row(mz.FakeQuantize(), tolerance=0.02),
+    Row(mz.FakeQuantize(bits=4, activation_bits=8, method="lsq"), tolerance=0.02),
+    Row(mz.Cast(), tolerance=2e-3),
+    Row(mz.Cast(dtype="bfloat16"), norm_net, tolerance=2e-2),
+    Row(mz.Cast(weights_only=False), tolerance=1e-2),
+    Row(mz.Cast(weights_only=False, keep_io=False, skip=("1",)), norm_net, tolerance=1e-2),
+]
+
+
+@pytest.mark.parametrize("name", registry.available())
+def test_every_registered_pass_has_a_row(name: str) -> None:
+    assert any(row.pass_.name == name for row in ROWS), f"add a row of settings for {name}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: repr(row.pass_))
+def test_pass_keeps_the_contract(row: Row) -> None:
+    check_pass(
+        row.pass_,
+        row.make_model,
+        row.inputs,
+        calibration=[row.inputs],
+        training_steps=row.training_steps,
+        tolerance=row.tolerance,
+    )
+
+
+def pairs() -> Iterator[tuple[Row, Row]]:
+    """The first row of each pass with the first of each other; integers leave a layer to cast."""
+    first = {row.pass_.name: row for row in reversed(ROWS)}
+    for a, b in product(first.values(), repeat=2):
+        if a is b:
+            continue
+        if b.pass_.name == "cast":
+            a = replace(a, pass_=replace(a.pass_, skip=("0",)))
+        yield a, b
+
+
+def name_pair(value: Any) -> str:
+    return str(value.pass_.name)
+
+
+@pytest.mark.parametrize(("a", "b"), list(pairs()), ids=name_pair)
+def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
+    model, x = conv_net(), a.inputs
+    given: dict[str, Any] = {"example_inputs": x, "calibration": [x]}
+    if b.pass_.stage < a.pass_.stage:
+        with pytest.raises(
+            SettingError, match=f"{b.pass_.name} .* must come before {a.pass_.name}"
+        ):
+            mz.prepare(model, [a.pass_, b.pass_], **given)
+        return
+    if {a.pass_.name, b.pass_.name} == {"int8", "fake_quantize"}:
+        with pytest.raises(SettingError, match="the model is quantized already"):
+            mz.prepare(model, [a.pass_, b.pass_], **given)
+        return
+    zipped = mz.prepare(model, [a.pass_, b.pass_], **given)
+    small = zipped.convert()
+    assert [report.name for report in zipped.reports] == [a.pass_.name, b.pass_.name]
+    with evaluating(small):
+        converted = small(x)
+    with evaluating(zipped.model):
+        prepared = zipped.model(x)
+    limit = max(a.tolerance, b.tolerance) * float(prepared.abs().max())
+    assert float((converted - prepared).abs().max()) <= limit
+    zipped.save(tmp_path / "pair.safetensors")
+    with torch.no_grad():
+        assert torch.equal(mz.load(conv_net, tmp_path / "pair.safetensors")(x), converted)
+    export_onnx(small, x, tmp_path / "pair.onnx")
+    (served,) = session.load(tmp_path / "pair.onnx").run(x)
+    assert float((torch.from_numpy(served) - converted).abs().max()) <= limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undocumented(mz.MagnitudePrune):
+    name = "undocumented"
+
+
+def test_pass_without_documentation_fails() -> None:
+    with pytest.raises(AssertionError, match="its docstring has no example"):
+        check_pass(Undocumented(sparsity=0.5), norm_net, torch.randn(2, 16))
