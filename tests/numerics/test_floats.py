@@ -1,0 +1,40 @@
+"""What narrow floats lose, against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelzip.numerics.floats import largest_magnitude, overflow_count, underflow_count
+
+anything = st.lists(st.floats(width=32), max_size=20)
+
+
+@given(anything)
+def test_float16_counts_agree_with_numpy(items: list[float]) -> None:
+    values = np.array(items, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16)
+    tensor = torch.from_numpy(values)
+    assert overflow_count(tensor, torch.float16) == int(
+        (np.isfinite(values) & np.isinf(narrow)).sum()
+    )
+    assert underflow_count(tensor, torch.float16) == int(((values != 0) & (narrow == 0)).sum())
+
+
+@given(anything)
+def test_largest_magnitude_is_the_largest_finite_one(items: list[float]) -> None:
+    expected = max((abs(v) for v in items if math.isfinite(v)), default=0.0)
+    assert largest_magnitude(torch.tensor(items)) == pytest.approx(expected)
+
+
+def test_bfloat16_reaches_as_far_as_float32() -> None:
+    values = torch.tensor([1e38, 65504.0 * 2, 1e-38, -3e38])
+    assert overflow_count(values, torch.bfloat16) == 0
+    assert underflow_count(values, torch.bfloat16) == 0
+    assert underflow_count(torch.tensor([1e-45]), torch.bfloat16) == 1
