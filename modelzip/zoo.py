@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise SettingError(f"weights must be .safetensors, .pt or .pth, got {path.name}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # its unpickler fails on damaged files with whatever comes
         raise SettingError(
             f"{path} holds something other than tensors, or is damaged; only a state dict is "
             "loaded: torch.save(model.state_dict(), ...)"
@@ -285,7 +284,11 @@ def encoder(
         raise SettingError(f"width must be a multiple of heads, got width={width}, heads={heads}")
     if (vocabulary is None) == (features is None):
         raise SettingError("encoder takes vocabulary (token ids) or features (floats), one of them")
-    embed = nn.Embedding(vocabulary, width) if vocabulary else nn.Linear(features or 1, width)
+    embed: nn.Module
+    if vocabulary is not None:
+        embed = nn.Embedding(checks.integer("vocabulary", vocabulary, low=1), width)
+    else:
+        embed = nn.Linear(checks.integer("features", features, low=1), width)
     return Encoder(
         embed=embed, length=length, width=width, heads=heads, layers=layers, classes=classes
     )

@@ -28,7 +28,8 @@ def open_image(file: Path | IO[bytes], *, where: str, formats: Sequence[str] = F
     except ImportError as error:
         raise MissingExtraError("Pillow", extra="images", purpose="reading images") from error
     try:
-        with PIL.Image.open(file, formats=list(formats)) as image:  # closes the file, not the image
+        image = PIL.Image.open(file, formats=list(formats))
+        with image:  # closes the file; the decoded image stays
             if image.width * image.height <= MAX_PIXELS:
                 image.load()
                 return image

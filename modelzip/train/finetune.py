@@ -85,10 +85,10 @@ def finetune(
     >>> from modelzip.zoo import digits_cnn
     >>> zipped = mz.prepare(digits_cnn(width=4), [mz.MagnitudePrune(sparsity=0.5)])
     >>> report = finetune(
-    ...     zipped, digits(), mz.FineTune(steps=20, lr=0.1), batch_size=64, progress=False
+    ...     zipped, digits(), mz.FineTune(steps=10, lr=0.1), batch_size=64, progress=False
     ... )
     >>> report.steps, len(report.curve)
-    (20, 2)
+    (10, 2)
     """
     began = time.perf_counter()
     processes = Processes()
