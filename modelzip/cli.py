@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -51,7 +52,8 @@ def run(
     from modelzip.report.render import terminal
     from modelzip.run import run as carry_out
 
-    if not quiet:
+    first = os.environ.get("RANK", "0") == "0"  # the others of `accelerate launch` stay silent
+    if first and not quiet:
         _log_to_stderr()
     folder = out or Path("runs") / recipe.stem
     try:
@@ -61,8 +63,9 @@ def run(
         again = " ".join(["modelzip run", str(recipe), *arguments, f"--out {folder} --resume"])
         _say(f"interrupted; continue with: {again}")
         raise typer.Exit(130) from None
-    typer.echo(terminal(record))
-    typer.echo(f"\nreport: {folder / 'report.md'}")
+    if first:
+        typer.echo(terminal(record))
+        typer.echo(f"\nreport: {folder / 'report.md'}")
     raise typer.Exit(0 if record.passed else 1)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +29,14 @@ from modelzip.recipe.steps import (
     rehearsal,
     train_from_scratch,
 )
-from modelzip.report.folder import RunFolder
+from modelzip.report.folder import RunFolder, partial
 from modelzip.report.measurements import Deployed, compare, deployed
-from modelzip.report.record import FILE, Record, merge_layers
+from modelzip.report.record import FILE, Record, merge_layers, read
 from modelzip.report.render import markdown
 from modelzip.report.text import kilobytes
 from modelzip.report.verdict import judge
 from modelzip.train.finetune import FineTune
+from modelzip.train.processes import Processes
 from modelzip.zoo import refuse_nan
 
 log = logging.getLogger(__name__)
@@ -135,7 +139,12 @@ def _carry_out(
     refuse_nan(model)
     check(shop.splits, model=model)
     rehearsal(plan.steps, model, shop)
+    others = _processes()
+    if others is not None and not others.main:
+        return _train_along(plan, model, shop, others, train=train, out=Path(out), resume=resume)
     with RunFolder(out, recipe=loader.dump(plan), resume=resume) as folder:
+        if others is not None:
+            others.wait()  # until each has what it resumes from
         if train is not None:
             model = train_from_scratch(model, train, shop, folder.path, progress=progress)
         baseline = _deploy(plan, model, shop, folder / "baseline.onnx")
@@ -174,7 +183,37 @@ def _carry_out(
             hashes=folder.hashes(),
         )
         folder.finish({"report.md": markdown(record), FILE: record.to_json()})
+    if others is not None:
+        others.wait()  # until each may read the report
     return record
+
+
+def _processes() -> Processes | None:
+    """The processes that `accelerate launch` started; None if this is the only one."""
+    return Processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+
+
+def _train_along(
+    plan: Plan,
+    model: nn.Module,
+    shop: Workshop,
+    others: Processes,
+    *,
+    train: FineTune | None,
+    out: Path,
+    resume: bool,
+) -> Record:
+    """What a process other than the first does: the training steps, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if resume and partial(out).is_dir():
+            shutil.copytree(partial(out), folder, dirs_exist_ok=True)
+        others.wait()
+        if train is not None:
+            model = train_from_scratch(model, train, shop, folder, progress=False)
+        carry_out(plan.steps, model, shop, folder, progress=False)
+    others.wait()
+    return read(out)
 
 
 def _deploy(plan: Plan, model: nn.Module, shop: Workshop, path: Path) -> Deployed:

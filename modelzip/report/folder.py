@@ -12,7 +12,15 @@ from modelzip.measure.machine import sha256
 from modelzip.report.record import FILE, write
 
 RECIPE = "recipe.yaml"
-PARTIAL = ".partial"
+
+
+def partial(out: Path) -> Path:
+    """Where a run into `out` is until it is whole.
+
+    >>> partial(Path("runs/digits")).as_posix()
+    'runs/digits.partial'
+    """
+    return out.with_name(f"{out.name}.partial")
 
 
 class RunFolder:
@@ -29,7 +37,7 @@ class RunFolder:
 
     def __init__(self, out: str | Path, *, recipe: str, resume: bool) -> None:
         self.out = Path(out)
-        self.path = self.out.with_name(self.out.name + PARTIAL)
+        self.path = partial(self.out)
         if self.out.exists():
             raise OutputError(
                 f"{self.out} exists already; give another folder with --out, or remove it"

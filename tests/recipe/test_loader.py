@@ -280,7 +280,7 @@ def test_weights_are_found_beside_the_recipe_then_here_then_in_the_models_folder
     for folder in folders:
         folder.mkdir()
         write(folder, "", name="w.pt")
-    text = DIGITS.replace("digits_cnn\"", "digits_cnn\", weights: w.pt")
+    text = DIGITS.replace('digits_cnn"', 'digits_cnn", weights: w.pt')
     path = write(folders[0], text)
     monkeypatch.chdir(folders[1])
     monkeypatch.setenv("MODELZIP_MODELS", str(folders[2]))

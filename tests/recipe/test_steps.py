@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tests.stopping import Stopped, stop_after
 
 import modelzip as mz
 from modelzip.data import digits
@@ -14,6 +13,7 @@ from modelzip.recipe.steps import (
     validation_accuracy,
 )
 from modelzip.zoo import digits_cnn
+from tests.stopping import Stopped, stop_after
 
 STEPS = (
     mz.PruneChannels(sparsity=0.5, round_to=1),

@@ -66,11 +66,9 @@ def test_a_name_taken_meanwhile_is_refused_and_the_run_kept(tmp_path):
     ],
 )
 def test_what_was_trained_survives_an_error(tmp_path, left, error, stays):
-    with (
-        pytest.raises(type(error)),
-        RunFolder(tmp_path / "a", recipe="", resume=False) as folder,
-    ):
-        (folder / left).write_text("")
+    folder = RunFolder(tmp_path / "a", recipe="", resume=False)
+    (folder / left).write_text("")
+    with pytest.raises(type(error)), folder:
         raise error
     assert (tmp_path / "a.partial").exists() is stays
 

@@ -1,9 +1,9 @@
 import pytest
-from tests.report.conftest import comparison, figures, latency, parity
 
 from modelzip.report.measurements import Findings
 from modelzip.report.requirements import parse
 from modelzip.report.verdict import judge, parity_holds
+from tests.report.conftest import comparison, figures, latency, parity
 
 BASELINE = figures("baseline.onnx", size_bytes=4000, correct=97)
 COMPRESSED = figures("model.onnx", size_bytes=1200, correct=96)
@@ -51,9 +51,7 @@ def test_a_module_in_torch_is_not_what_is_deployed():
 def test_a_slower_model_is_said_and_does_not_fail():
     judged = judge([], BASELINE, COMPRESSED, findings(rows=[latency("compressed", ratio=1.2)]))
     assert judged.passed
-    assert judged.notes == (
-        "slower than the original: 1.2x its time on cpu, batch 1, threads 1",
-    )
+    assert judged.notes == ("slower than the original: 1.2x its time on cpu, batch 1, threads 1",)
 
 
 def test_a_difference_within_noise_is_not_called_slower():

@@ -1,0 +1,304 @@
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from modelzip import cli
+from modelzip.report.record import read
+
+RECIPE = """
+model: {build: "modelzip.zoo:digits_cnn", width: 4}
+data: {build: "modelzip.data:digits", batch_size: 64, calibration: 128}
+steps:
+  - prune_channels: {sparsity: 0.25, round_to: 1}
+  - finetune: {epochs: 2, lr: 0.05}
+  - int8
+measure: {batch_sizes: [2]}
+require: {size: 0.9x}
+"""
+# found beside the recipe; the name is no one else's
+OWN = """
+import torch
+from torch import nn
+from modelzip.data import Splits
+
+def branching():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)) if x.sum() > 0 else -self.fc(x.flatten(1))
+    return Branching()
+
+def wrong_dtype():
+    pair = [(torch.zeros(1, 8, 8, dtype=torch.int64), 1)] * 64
+    return Splits(train=pair, validation=pair, test=pair, classes=10)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    (path / "small.yaml").write_text(RECIPE)
+    (path / "own_cli_parts.py").write_text(OWN)
+    return path
+
+
+@pytest.fixture
+def modelzip(folder, monkeypatch, capsys):
+    """Run the command line in this process: its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["modelzip", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def start(folder, *arguments, **settings):
+    command = [sys.executable, "-m", "modelzip", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def wait_for(pattern, folder, process):
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A whole run, in a process of its own."""
+    process = start(folder, "run", "small.yaml")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.startswith("PASS: small, 1 of 1 requirements met")
+    assert out.rstrip().endswith("report: runs/small/report.md")
+    return folder / "runs" / "small"
+
+
+def test_a_run_leaves_its_report_and_status_0(finished):
+    assert read(finished).passed
+
+
+def test_a_missed_requirement_is_status_1(modelzip, finished):
+    status, out, _ = modelzip(
+        "run", "small.yaml", "--set", "require.size=0.01x", "--out", "missed", "--quiet",
+        "--set", "steps=[int8]",
+    )  # fmt: skip
+    assert status == 1
+    assert out.startswith("FAIL: missed, 0 of 1 requirements met\n! size: ")
+
+
+def test_a_killed_run_resumes_to_the_same_file(folder, finished):
+    process = start(folder, "run", "small.yaml", "--out", "killed")
+    wait_for("killed.partial/step-2.training", folder, process)
+    process.kill()
+    process.communicate(timeout=30)
+    assert not (folder / "killed").exists()
+    process = start(folder, "run", "small.yaml", "--out", "killed", "--resume")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    killed, whole = read(folder / "killed"), read(finished)
+    assert killed.hashes["model.onnx"] == whole.hashes["model.onnx"]
+    assert killed.compressed.accuracy == whole.compressed.accuracy
+
+
+def test_two_processes_train_one_model(folder):
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    options = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    options += ["--main_process_port=0"]  # any that is free
+    arguments = ["-m", "modelzip", "run", "small.yaml", "--out", "two", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *options, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert read(folder / "two").passed
+    assert done.stdout.count("PASS: two") == 1
+    assert not (folder / "two.partial").exists()
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_names_resume(folder):
+    shutil.copy(folder / "small.yaml", folder / "long.yaml")  # names the folder, without --out
+    process = start(folder, "run", "long.yaml", "--set", "steps.1.finetune.epochs=500")
+    wait_for("runs/long.partial/step-2.training", folder, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == (
+        "interrupted; continue with: modelzip run long.yaml "
+        "--set steps.1.finetune.epochs=500 --out runs/long --resume"
+    )
+    assert list((folder / "runs" / "long.partial").glob("*.training"))
+
+
+def test_a_full_disk_is_one_line(folder):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    process = start(folder, "run", "small.yaml", "--out", "full", "--quiet", preexec_fn=limit)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert out == ""
+    assert err.startswith("error: cannot write ")
+    assert len(err.splitlines()) == 1
+    assert not (folder / "full").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.yaml"], "error: there is no recipe none.yaml"),
+        (
+            ["run", "small.yaml", "--set", "steps.0.prune_channels.sparsty=1"],
+            "error: small.yaml: steps[0]: prune_channels has no setting 'sparsty'; "
+            "did you mean 'sparsity'?",
+        ),
+        (
+            ["run", "small.yaml", "--set", "steps.2=int9"],
+            "error: small.yaml: steps[2]: there is no pass 'int9'; did you mean 'int8'?",
+        ),
+        (
+            ["run", "small.yaml", "--set", "model.width=four"],
+            "error: width must be an integer of at least 1, got 'four'",
+        ),
+        (
+            ["run", "small.yaml", "--set", "model.wdth=4"],
+            "error: modelzip.zoo:digits_cnn has no argument 'wdth'; did you mean 'width'?",
+        ),
+        (
+            ["run", "small.yaml", "--set", "steps.0.prune_channels.targets=[fc]"],
+            "error: targets=['fc'] matches none of the 4 ",
+        ),
+        (
+            ["run", "small.yaml", "--set", "model={build: 'own_cli_parts:branching'}",
+             "--set", "steps=[{int8: {mode: static}}]"],
+            "error: Branching cannot be traced: ",
+        ),
+        (
+            ["run", "small.yaml", "--set", "data={build: 'own_cli_parts:wrong_dtype'}"],
+            "error: ",
+        ),
+        (["compare", "none"], "error: there is no none; give the folder of a finished run"),
+        (["measure", "none.onnx"], "error: there is no file none.onnx"),
+        (["measure", "small.yaml"], "error: small.yaml is not an ONNX file"),
+        (["passes", "prune"], "error: there is no pass 'prune'; "),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_one_line_and_status_2(modelzip, folder, arguments, message):
+    before = sorted(folder.rglob("*.onnx"))
+    status, out, err = modelzip(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
+    assert sorted(folder.rglob("*.onnx")) == before
+
+
+def test_weights_that_do_not_fit_name_their_keys(modelzip, folder):
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    save_file({"fc.weight": zeros(2)}, folder / "other.safetensors")
+    status, _, err = modelzip("check", "small.yaml", "--set", "model.weights=other.safetensors")
+    assert status == 2
+    assert "other.safetensors does not fit the model" in err
+    assert "0.weight" in err
+
+
+def test_an_existing_folder_is_refused(modelzip, folder):
+    (folder / "taken").mkdir(exist_ok=True)
+    status, _, err = modelzip("run", "small.yaml", "--out", "taken")
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: taken exists already; give another folder")
+
+
+def test_check_says_what_each_step_would_do_and_runs_nothing(modelzip, folder):
+    status, out, _ = modelzip("check", "small.yaml", "--set", "steps.0.prune_channels.sparsity=0.5")
+    assert status == 0
+    assert out.startswith("small.yaml is valid; nothing was run\n1. prune_channels (")
+    assert "sparsity: 0.5" in out
+    assert "3. int8 (" in out
+
+
+def test_passes_are_listed_and_described(modelzip):
+    _, out, _ = modelzip("passes")
+    for name in ("prune_channels", "magnitude_prune", "fake_quantize", "int8", "cast", "finetune"):
+        assert f"\n{name} " in out
+    _, out, _ = modelzip("passes", "prune_channels")
+    assert "https://arxiv.org/" in out
+    assert "\nround_to      8" in out
+
+
+def test_files_are_measured_alone_and_against_others(modelzip, finished):
+    status, out, _ = modelzip("measure", finished / "model.onnx", "--batch-size", "3")
+    assert status == 0
+    assert "latency, batch 3" in out
+    _, out, _ = modelzip(
+        "measure", finished / "model.onnx", "--against", finished / "baseline.onnx"
+    )
+    assert "on 16 random inputs: same answer" in out
+
+
+def test_runs_are_compared(modelzip, finished):
+    status, out, _ = modelzip("compare", finished, finished)
+    assert status == 0
+    assert [line.split()[1] for line in out.splitlines()[2:]] == ["pass", "pass"]
+
+
+@pytest.mark.parametrize("command", ["run", "check", "passes", "measure", "compare"])
+def test_every_command_shows_an_example(modelzip, command):
+    status, out, _ = modelzip(command, "--help")
+    assert status == 0
+    assert f"Example: modelzip {command} " in out
+
+
+def test_a_traceback_is_shown_with_debug_alone(modelzip):
+    from modelzip.errors import SettingError
+
+    with pytest.raises(SettingError, match="there is no recipe"):
+        modelzip("run", "none.yaml", "--debug")
+
+
+def test_importing_modelzip_adds_little_to_torch_and_no_onnx():
+    code = """
+import time, torch, sys
+start = time.perf_counter()
+import modelzip
+took = time.perf_counter() - start
+modelzip.MagnitudePrune(sparsity=0.5)
+loaded = {"onnx", "onnxruntime", "yaml", "pydantic", "typer"} & set(sys.modules)
+print(took < 0.2, sorted(loaded))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout == "True []\n"

@@ -1,0 +1,206 @@
+import hashlib
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import modelzip as mz
+from modelzip.data import Splits, digits
+from modelzip.errors import DataError, ModelError, OutputError, SettingError
+from modelzip.recipe.loader import load
+from modelzip.report.record import read
+from modelzip.run import rehearse, run
+from modelzip.zoo import digits_cnn
+from tests.stopping import Stopped, stop_after
+
+RECIPE = """
+model: {build: "modelzip.zoo:digits_cnn", width: 4, train: {epochs: 1, lr: 0.1}}
+data: {build: "modelzip.data:digits", batch_size: 64, calibration: 128}
+steps:
+  - prune_channels: {sparsity: 0.25, round_to: 1}
+  - finetune: {epochs: 1, lr: 0.05}
+  - int8
+measure: {batch_sizes: [2]}
+require: {size: 0.9x, accuracy: 99.9 %}
+"""
+QUICK = {"batch_sizes": [2]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    (path / "small.yaml").write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(folder):
+    return run(load(folder / "small.yaml"), out=folder / "out", progress=False)
+
+
+def test_the_folder_holds_everything(folder, record):
+    assert sorted(p.name for p in (folder / "out").iterdir()) == [
+        "baseline.onnx",
+        "checkpoint.safetensors",
+        "model.onnx",
+        "original.safetensors",
+        "recipe.yaml",
+        "report.json",
+        "report.md",
+    ]
+    assert read(folder / "out") == record
+    assert (folder / "out" / "report.md").read_text().startswith("# FAIL: out, 1 of 2")
+    for name, digest in record.hashes.items():
+        assert hashlib.sha256((folder / "out" / name).read_bytes()).hexdigest() == digest
+
+
+def test_figures_are_those_of_the_files(folder, record):
+    for figures in (record.baseline, record.compressed):
+        path = folder / "out" / figures.file
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        test = digits().test
+        images = np.stack([np.asarray(test[i][0]) for i in range(len(test))])
+        labels = np.array([int(test[i][1]) for i in range(len(test))])
+        (outputs,) = session.run(None, {session.get_inputs()[0].name: images})
+        assert figures.accuracy.correct == int((outputs.argmax(1) == labels).sum())
+        assert figures.size_bytes == path.stat().st_size
+
+
+def test_file_and_module_agree(record):
+    assert record.parity.n == record.baseline.accuracy.n
+    assert record.parity.agreement == 1.0
+
+
+def test_a_missed_requirement_fails_the_run(record):
+    assert not record.passed
+    assert [o.met for o in record.requirements] == [True, False]
+    assert any(note.startswith("accuracy: ") for note in record.notes)
+
+
+def test_steps_and_layers_are_recorded(record):
+    assert [s.name for s in record.steps] == ["prune_channels", "finetune", "int8"]
+    assert [row.name for row in record.layers if row.bits == 8] != []
+    assert record.compressed.parameters < record.baseline.parameters
+    assert {row.batch_size for row in record.latency} == {2}
+
+
+def test_the_checkpoint_rebuilds_the_compressed_model(folder, record):
+    small = mz.load(lambda: digits_cnn(width=4), folder / "out" / "checkpoint.safetensors")
+    session = onnxruntime.InferenceSession(str(folder / "out" / "model.onnx"))
+    x = torch.rand(8, 1, 8, 8)
+    with torch.no_grad():
+        expected = small(x).numpy()
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert np.array_equal(outputs.argmax(1), expected.argmax(1))
+
+
+def test_the_resolved_recipe_stopped_and_resumed_ends_the_same(folder, record, tmp_path):
+    recipe = load(folder / "out" / "recipe.yaml")
+    with pytest.raises(Stopped), stop_after(1):
+        run(recipe, out=tmp_path / "out", progress=False)
+    resumed = run(recipe, out=tmp_path / "out", resume=True, progress=False)
+    assert resumed.hashes["model.onnx"] == record.hashes["model.onnx"]
+    assert resumed.hashes["original.safetensors"] == record.hashes["original.safetensors"]
+    assert resumed.compressed.accuracy == record.compressed.accuracy
+
+
+def test_a_finished_folder_is_refused(folder, record):
+    with pytest.raises(OutputError, match="exists already"):
+        run(load(folder / "small.yaml"), out=folder / "out", progress=False)
+
+
+def test_a_rehearsal_writes_nothing(folder, record):
+    before = sorted(folder.iterdir())
+    assert [r.name for r in rehearse(load(folder / "small.yaml"))] == ["prune_channels", "int8"]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_compress_takes_a_model_and_steps(tmp_path):
+    torch.manual_seed(0)
+    model = digits_cnn(width=16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    record = mz.compress(
+        model,
+        [mz.MagnitudePrune(sparsity=0.5), mz.FineTune(steps=5), mz.Cast(dtype="float16")],
+        data=digits(),
+        out=tmp_path / "out",
+        batch_size=64,
+        measure=QUICK,
+        require={"size": "0.8x"},
+        progress=False,
+    )
+    assert record.passed
+    assert record == read(tmp_path / "out")
+    assert record.compressed.size_bytes < 0.8 * record.baseline.size_bytes
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["name"] == "out"
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+class Branching(nn.Module):
+    """A model that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.fc(x if x.sum() > 0 else -x)
+
+
+def with_nan():
+    model = digits_cnn(width=4)
+    with torch.no_grad():
+        model[0].weight[0] = float("nan")
+    return model
+
+
+def relabelled():
+    splits = digits()
+    return Splits(train=splits.train, validation=splits.validation, test=splits.test, classes=9)
+
+
+def wrong_shape():
+    pair = [(torch.zeros(3, 8, 8), 1)] * 64
+    return Splits(train=pair, validation=pair, test=pair, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "steps", "error", "message"),
+    [
+        (with_nan, digits, [mz.Int8()], ModelError, "0.weight of .* holds NaN"),
+        (Branching, digits, [mz.Int8(mode="static")], ModelError, "Branching cannot be traced"),
+        (digits_cnn, relabelled, [mz.Int8()], DataError, "label"),
+        (digits_cnn, wrong_shape, [mz.Int8()], DataError, r"\[\d+, 3, 8, 8\]"),
+        (
+            digits_cnn,
+            digits,
+            [mz.PruneChannels(macs="0.001x")],
+            (ModelError, SettingError),
+            "0.001",
+        ),
+        (
+            digits_cnn,
+            digits,
+            [mz.FineTune(steps=40, lr=1e30)],
+            ModelError,
+            r"(?i)nan|inf",
+        ),
+    ],
+)
+def test_what_cannot_work_leaves_nothing(tmp_path, model, data, steps, error, message):
+    torch.manual_seed(0)
+    with pytest.raises(error, match=message):
+        mz.compress(
+            model(),
+            steps,
+            data=data(),
+            out=tmp_path / "out",
+            batch_size=64,
+            measure=QUICK,
+            progress=False,
+        )
+    assert list(tmp_path.iterdir()) == []
