@@ -33,7 +33,8 @@ def widen(module: nn.Module, names: tuple[str, ...]) -> None:
     members: dict[str, Any] = {name: _widened(name) for name in names}
     if isinstance(module, nn.RNNBase):  # it keeps a list of its weights besides
         members["_flat_weights"] = property(
-            lambda self: [getattr(self, name) for name in self._flat_weights_names]
+            lambda self: [getattr(self, name) for name in self._flat_weights_names],
+            lambda self, weights: None,  # set when it is copied
         )
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), members)

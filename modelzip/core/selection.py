@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -26,6 +26,19 @@ def matches(name: str, module: nn.Module, pattern: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
+def candidates(
+    model: nn.Module, *, kinds: tuple[type[nn.Module], ...]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of everything of `kinds`, but for what is inside a parametrization.
+
+    >>> [name for name, _ in candidates(nn.Sequential(nn.ReLU()), kinds=(nn.Module,))]
+    ['', '0']
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) and "parametrizations" not in name.split("."):
+            yield name, module
+
+
 def select(
     model: nn.Module,
     *,
@@ -36,19 +49,14 @@ def select(
 ) -> dict[str, nn.Module]:
     """Modules of `kinds` that some target names and no skip does, by name, in model order.
 
-    Only modules for which `where` holds are counted as layers, and none inside a parametrization.
-
+    Modules for which `where` does not hold do not count, nor do those inside a parametrization.
     A pattern that names no such module raises SelectionError, which lists the ones there are.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(2, 2))
     >>> list(select(model, kinds=(nn.Conv2d, nn.Linear), skip=["type:Linear"]))
     ['0']
     """
-    layers = {
-        n: m
-        for n, m in model.named_modules()
-        if isinstance(m, kinds) and "parametrizations" not in n.split(".") and where(m)
-    }
+    layers = {n: m for n, m in candidates(model, kinds=kinds) if where(m)}
     kind_names = "/".join(k.__name__ for k in kinds)
     if not layers:
         raise SelectionError(f"the model has no {kind_names} layer")

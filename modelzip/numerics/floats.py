@@ -35,5 +35,5 @@ def largest_magnitude(values: Tensor) -> float:
     >>> largest_magnitude(torch.tensor([1., -7., float("inf")]))
     7.0
     """
-    finite = values[values.isfinite()]
+    finite = values.detach()[values.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0

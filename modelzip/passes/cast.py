@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from modelzip.core import checks, precision, surgery
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
 from modelzip.core.running import call, evaluating, tensors
-from modelzip.core.selection import select
+from modelzip.core.selection import candidates, select
 from modelzip.errors import ModelError, SettingError
 from modelzip.numerics.floats import largest_magnitude, overflow_count, underflow_count
 from modelzip.quantization.fake import ActivationQuantizer, WeightQuantizer
@@ -112,7 +112,7 @@ class Cast(Pass):
         def is_left(module: nn.Module) -> bool:
             return bool(_floats(module)) and not isinstance(module, norms)
 
-        if not any(is_left(module) for module in model.modules()):
+        if not any(is_left(module) for _, module in candidates(model, kinds=self.kinds)):
             raise ModelError(
                 "cast finds nothing left in float32: every layer is quantized, or of another type"
             )
@@ -149,17 +149,22 @@ class Cast(Pass):
 
     def _cast(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         stored = {module: _floats(module) for module in layers.values()}
+        others = [
+            n for n, m in candidates(model, kinds=self.kinds) if _floats(m) and n not in layers
+        ]
         precision.store(stored, self._torch_dtype)
-        for module, own in stored.items():
-            if self.weights_only:
-                precision.widen(module, tuple(own))
-            else:
-                precision.compute_in(module, inside=self._torch_dtype)
         if self.weights_only:
+            for module, own in stored.items():
+                precision.widen(module, tuple(own))
             return
         for name, module in model.named_modules():
-            if name not in layers and _floats(module):
+            if name in others:
                 precision.compute_in(module, inside=torch.float32)
+            elif any(_within(n, name) for n in layers) and not any(
+                _within(n, name) for n in others
+            ):
+                # containers too: some read the weights of the layers in them
+                precision.compute_in(module, inside=self._torch_dtype)
         precision.compute_in(model, outside=torch.float32 if self.keep_io else self._torch_dtype)
 
     def _check_runs(self, model: nn.Module, context: Context) -> None:
@@ -188,6 +193,10 @@ def _floats(module: nn.Module) -> dict[str, Tensor]:
     if quantized or surgery.attached(module, WeightQuantizer) is not None:
         return {}  # what is float there are scales
     return {n: t for n, t in own.items() if t.dtype is torch.float32 and t.dim()}
+
+
+def _within(name: str, container: str) -> bool:
+    return name == container or not container or name.startswith(f"{container}.")
 
 
 def _activations(

@@ -116,13 +116,14 @@ class MagnitudePrune(Pass):
             count = sum(surgery.original_tensor(layer).numel() for layer in layers.values())
             raise ModelError(
                 f"sparsity={self.sparsity:g} removes none of the {count} weights of "
-                f"{', '.join(layers)} beyond those already pruned; raise it"
+                f"{', '.join(layers) or 'the model'} beyond those already pruned; raise it"
             )
         dead = [name for name, mask in final.items() if not mask.any()]
         if dead:
+            where = ", ".join(dead) or "the model"
             raise ModelError(
-                f"sparsity={self.sparsity:g} would remove every weight of {', '.join(dead)}; "
-                "lower it, set scope='layer', or skip the layer"
+                f"sparsity={self.sparsity:g} would remove every weight of {where}; lower it, "
+                "set scope='layer', or skip the layer"
             )
         context.record["protected"] = protected
         self._attach(layers, context, final if self.schedule == "oneshot" else {})
@@ -188,11 +189,15 @@ class MagnitudePrune(Pass):
         }
         layers = {name: module for name, module in selected.items() if name not in protected}
         if not layers:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in protected.items())
+            reasons = "; ".join(
+                f"{name or 'the model'}: {reason}" for name, reason in protected.items()
+            )
             raise ModelError(f"pattern {self.pattern!r} fits none of the layers: {reasons}")
         for name, module in layers.items():
             if not bool(torch.isfinite(surgery.original_tensor(module)).all()):
-                raise ModelError(f"{name}.weight holds NaN or infinity, which cannot be ranked")
+                raise ModelError(
+                    f"{name or 'model'}.weight holds NaN or infinity, which cannot be ranked"
+                )
         return layers, protected
 
     def _attach(
