@@ -215,6 +215,23 @@ class Shuffle(nn.Module):
         return self.head(self.last(x.reshape(batch, channels, height, width)))
 
 
+class ShuffleUnit(nn.Module):
+    """Half the channels pass, half are computed, then both are interleaved, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv_bn(3, 16), conv_bn(8, 8), conv_bn(8, 8)
+        self.last, self.head = conv_bn(16, 32), head(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for branch in (self.a, self.b):
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, branch(right)], 1)
+            x = x.view(len(x), 2, 8, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.head(self.last(x))
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.LSTM | nn.GRU]) -> None:
         super().__init__()
@@ -343,6 +360,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "flatten": (flatten, IMAGE),
     "transposed": (transposed, IMAGE),
     "shuffle": (Shuffle, IMAGE),
+    "shuffle_unit": (ShuffleUnit, IMAGE),
     "lstm": (lambda: Recurrent(nn.LSTM), (2, 4, 6)),
     "gru": (lambda: Recurrent(nn.GRU), (2, 4, 6)),
     "two_inputs": (TwoInputs, "two"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import modelzip as mz
@@ -28,6 +29,7 @@ PROTECTED = {  # layers that must stay as wide as they are, besides the last one
     "encoder_torch": {"attention.out_proj", "down"},
     "tied": {"stem", "a", "b"},
     "shuffle": {"mix"},
+    "shuffle_unit": {"stem.0", "a.0", "b.0"},
     "lstm": {"more"},
     "gru": {"more"},
     "branch": {"stem.0", "a.0", "b.0"},
@@ -400,21 +402,58 @@ def test_refuses_nan_weights() -> None:
         attempt(model, torch.ones(2, 6))
 
 
-def test_a_graph_without_end_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_without_end_protects_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelzip.core.channels.dependency._MOST_STEPS", 3)
     model, x = build("dense")
-    with pytest.raises(ModelError, match="cannot follow the channels of Dense: its dependency gr"):
+    with pytest.raises(ModelError, match="none of the layers: 'stem' cannot be followed through"):
         attempt(model, x)
 
 
+class Labelled(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return {"y": super().forward(x)}
+
+
+class LabelledUser(nn.Sequential):
+    def forward(self, x: Tensor) -> Any:
+        return self[1](self[0](x)["y"])
+
+
+def test_a_model_that_cannot_be_followed_is_refused_by_name() -> None:
+    model = LabelledUser(Labelled(6, 16), nn.Linear(16, 5))
+    with pytest.raises(ModelError, match="cannot follow the channels of LabelledUser: 'dict' obj"):
+        attempt(model, torch.ones(2, 6))
+
+
 def test_a_trail_without_end_protects_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelzip.core.channels.bundles._MOST_STEPS", 40)
+    monkeypatch.setattr("modelzip.core.channels.trails._MOST_STEPS", 40)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
     plan = PruneChannels(sparsity=0.5, round_to=1).plan(
         model, Context(example_inputs=torch.ones(1, 4))
     )
     assert plan.channels == {"2": (4, 2)}
     assert "cannot be followed through the model in bounded time" in plan.protected["0"]
+
+
+class Adapted(nn.Linear):
+    """A Linear with a low-rank addition of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.low = nn.Parameter(torch.ones(1, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.linear(x, self.low)
+
+
+def test_a_layer_with_tensors_of_its_own_is_protected() -> None:
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), Adapted(16, 16), nn.ReLU(), nn.Linear(16, 32), nn.Linear(32, 5)
+    )
+    pass_ = PruneChannels(sparsity=0.5, round_to=4)
+    plan = pass_.plan(model, Context(example_inputs=torch.ones(2, 6)))
+    assert plan.channels == {"4": (32, 16)}
+    assert plan.protected["0"] == plan.protected["2"] == "'2' has tensors of its own: low"
 
 
 def test_rounding_everything_away_is_an_error() -> None:

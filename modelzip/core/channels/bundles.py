@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modelzip.core import surgery
 from modelzip.core.channels.dependency import dependency_graph
-from modelzip.core.channels.resize import LAYERS, Slot, axes, groups, widths
-
-_MOST_STEPS = 1_000_000  # channels followed from one layer on; some graphs never end
+from modelzip.core.channels.resize import LAYERS, Slot, widths
+from modelzip.core.channels.trails import Atoms, follow, forbid, make_atoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,26 +47,6 @@ class Bundle:
         return next(iter(self.channels.values())).shape[1]
 
 
-class _Pair(NamedTuple):
-    """A channel, and the channel of the starting layer that it hangs on."""
-
-    idx: int
-    root_idx: int
-
-
-@dataclass
-class _Atoms:
-    """Every channel of every slot as one number, and what is known to tie or forbid it."""
-
-    first: dict[Slot, int]
-    width: dict[Slot, int]
-    ties: list[tuple[int, int]]
-    forbidden: dict[int, str]
-
-    def of(self, slot: Slot) -> range:
-        return range(self.first[slot], self.first[slot] + self.width[slot])
-
-
 def find_bundles(
     model: nn.Module, inputs: Any, *, chosen: Iterable[str]
 ) -> tuple[list[Bundle], dict[str, str]]:
@@ -87,11 +66,11 @@ def find_bundles(
     model = surgery.clone(model).eval()  # tracing needs gradients on, and hooks
     graph, unreached = dependency_graph(model, inputs)
     names = {module: name for name, module in model.named_modules()}
-    atoms = _atoms(model, graph, names)
-    _forbid(atoms, model, chosen)
+    atoms = make_atoms(model, graph, names)
+    forbid(atoms, model, chosen)
     for node in list(graph.module2node.values()):
         if isinstance(node.module, LAYERS) and widths(node.module)["out"] > 1:
-            _follow(graph, node, names, atoms)
+            follow(graph, node, names, atoms)
     found, reasons = _group(atoms, _components(atoms))
     found = _away_from_unreached(found, reasons, unreached, model)
     covered = {slot.layer for b in found for slot in b.channels if slot.side == "out"}
@@ -99,146 +78,7 @@ def find_bundles(
     return found, {n: reasons.get(n, default) for n in chosen if n not in covered}
 
 
-def _atoms(model: nn.Module, graph: Any, names: Mapping[nn.Module, str]) -> _Atoms:
-    """Atoms of the layers in the graph; the groups of a grouped convolution are tied inside."""
-    atoms, total = _Atoms({}, {}, [], {}), 0
-    for name, module in model.named_modules():
-        if module not in graph.module2node:
-            continue
-        sides = widths(module)
-        for side, width in sides.items():
-            slot = Slot(name, side)
-            atoms.first[slot], atoms.width[slot] = total, width
-            total += width
-        if (count := groups(module)) > 1:
-            into, out = atoms.of(Slot(name, "in")), atoms.of(Slot(name, "out"))
-            for group in range(count):
-                head = out[group * (sides["out"] // count)]
-                for channels, width in ((out, sides["out"] // count), (into, sides["in"] // count)):
-                    atoms.ties += [(head, a) for a in channels[group * width : (group + 1) * width]]
-    return atoms
-
-
-def _forbid(atoms: _Atoms, model: nn.Module, chosen: Iterable[str]) -> None:
-    """Forbid slots by what their layers are: not chosen, tied, parametrized, or unknown."""
-    tied = {
-        name.rpartition(".")[0]: " and ".join(group)
-        for group in surgery.tied_parameters(model)
-        for name in group
-    }
-    chosen = set(chosen)
-    for slot in atoms.first:
-        module = model.get_submodule(slot.layer)
-        reason = ""
-        if slot.layer in tied:
-            reason = f"{tied[slot.layer]} are tied"
-        elif extra := sorted(_own_tensors(module) - axes(module).keys()):
-            reason = f"{slot.layer!r} has tensors of its own: {', '.join(extra)}"
-        elif "weight" in axes(module) and not _plain(module):
-            reason = f"{slot.layer!r} computes its weight; prune channels before that is attached"
-        elif slot.side == "out" and isinstance(module, LAYERS) and atoms.width[slot] == 1:
-            reason = "has one output channel"
-        elif slot.side == "out" and isinstance(module, LAYERS) and slot.layer not in chosen:
-            reason = f"hangs together with {slot.layer!r}, which targets and skip leave out"
-        if reason:
-            atoms.forbidden.update((atom, reason) for atom in atoms.of(slot))
-
-
-def _own_tensors(module: nn.Module) -> set[str]:
-    return {*module._parameters, *module._buffers} - {"num_batches_tracked"}
-
-
-def _plain(module: nn.Module) -> bool:
-    children = list(module.children())  # parametrizations are children
-    return not children and "weight" in module._parameters
-
-
-def _follow(graph: Any, start: Any, names: Mapping[nn.Module, str], atoms: _Atoms) -> None:
-    """Tie every channel reachable from the output channels of `start` to the one it hangs on."""
-    slot = Slot(names[start.module], "out")
-    own = atoms.of(slot)
-    fn = graph.get_pruner_of_module(start.module).prune_out_channels
-    pairs = [_Pair(i, i) for i in range(len(own))]
-    seen: dict[Any, set[_Pair]] = defaultdict(set)
-    seen[start, fn].update(pairs)
-    stack = [(start, fn, pairs)]
-    steps = 0
-    while stack:
-        node, fn, pairs = stack.pop()
-        steps += len(pairs)
-        if steps > _MOST_STEPS:
-            reason = "its channels cannot be followed through the model in bounded time"
-            atoms.forbidden.update((atom, reason) for atom in own)
-            return
-        if not _record(graph, node, fn, pairs, names, atoms, own):
-            continue
-        for dependency in node.dependencies:
-            if not dependency.is_triggered_by(fn):
-                continue
-            mapped = _through(dependency, pairs)
-            if mapped is None:
-                reason = f"cannot be followed through {node.name}"
-                atoms.forbidden.update((own[pair.root_idx], reason) for pair in pairs)
-                continue
-            key = (dependency.target, dependency.handler)
-            new = [_Pair(*p) for p in mapped if p not in seen[key]]
-            if new:
-                seen[key].update(new)
-                stack.append((*key, new))
-
-
-def _through(dependency: Any, pairs: list[_Pair]) -> list[_Pair] | None:
-    """`pairs` at the other end of `dependency`; None where its index mapping fails."""
-    for mapping in dependency.index_mapping:
-        try:
-            pairs = pairs if mapping is None else mapping(pairs)
-        except Exception:  # mappings are guessed, and fail on ops they do not fit in any way
-            return None
-    return pairs
-
-
-def _record(
-    graph: Any,
-    node: Any,
-    fn: Any,
-    pairs: list[_Pair],
-    names: Mapping[nn.Module, str],
-    atoms: _Atoms,
-    own: range,
-) -> bool:
-    """Tie `pairs` at this node to `own`, or forbid them; False where the trail ends."""
-    pruner = graph.get_pruner_of_module(node.module)
-    side = "in" if fn == pruner.prune_in_channels != pruner.prune_out_channels else "out"
-    name = names.get(node.module)
-    slot = Slot(name, side) if name is not None else None
-    reason = ""
-    if side == "out" and node.grad_fn in graph.ends:
-        reason = "feeds the model's output"
-    elif slot is not None and slot not in atoms.first:
-        reason = f"cannot be pruned through {type(node.module).__name__} {name!r}"
-    elif isinstance(node.module, nn.Parameter):
-        reason = "is combined with a parameter that belongs to no layer"
-    if reason:
-        for pair in pairs:
-            atoms.forbidden.setdefault(own[pair.root_idx], reason)
-        return True
-    if slot is None:
-        return True
-    channels = atoms.of(slot)
-    if side == "out" and len(channels) == 1 and len(own) > 1:
-        return False  # one channel broadcast over these, such as a spatial gate: not tied to them
-    for pair in pairs:
-        if 0 <= pair.idx < len(channels):
-            atoms.ties.append((own[pair.root_idx], channels[pair.idx]))
-        else:
-            atoms.forbidden.setdefault(
-                own[pair.root_idx],
-                f"is traced to channel {pair.idx} of {name!r}, which has {len(channels)}",
-            )
-    return True
-
-
-def _components(atoms: _Atoms) -> list[int]:
+def _components(atoms: Atoms) -> list[int]:
     """For each atom the smallest atom tied to it, through any number of ties."""
     parent = list(range(sum(atoms.width.values())))
 
@@ -254,7 +94,7 @@ def _components(atoms: _Atoms) -> list[int]:
     return [find(atom) for atom in range(len(parent))]
 
 
-def _group(atoms: _Atoms, label: list[int]) -> tuple[list[Bundle], dict[str, str]]:
+def _group(atoms: Atoms, label: list[int]) -> tuple[list[Bundle], dict[str, str]]:
     """Components with an output channel as units, in bundles of the same make-up."""
     members: dict[int, dict[Slot, list[int]]] = defaultdict(dict)
     for slot in atoms.first:

@@ -28,32 +28,21 @@ def first_line(error: BaseException) -> str:
 def dependency_graph(model: nn.Module, inputs: Any) -> tuple[Any, list[str]]:
     """The graph of `model`, with hooks and gradients on, and the layers `inputs` never reach.
 
-    The graph's `ends` are the autograd nodes of the outputs.
+    Its `ends` are the autograd nodes of the outputs, its `unmapped` the nodes that no channels can
+    be followed through.
 
     Raises:
         ModelError: the model does not run on `inputs`, or has a graph that cannot be built.
     """
-    import torch_pruning as tp
-
-    class BoundedGraph(tp.DependencyGraph):  # type: ignore[misc]
-        steps = 0
-
-        def get_out_channels(self, module_or_node: Any) -> Any:
-            self._count()
-            return super().get_out_channels(module_or_node)
-
-        def get_in_channels(self, module_or_node: Any) -> Any:
-            self._count()
-            return super().get_in_channels(module_or_node)
-
-        def _count(self) -> None:
-            self.steps += 1
-            if self.steps > _MOST_STEPS:
-                raise RecursionError("its dependency graph does not end")
-
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
+    try:
+        call(model, inputs)
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelError(
+            f"{type(model).__name__} does not run on the example inputs: {first_line(error)}"
+        ) from error
     ran: set[nn.Module] = set()
     outputs: list[Tensor] = []
 
@@ -61,10 +50,6 @@ def dependency_graph(model: nn.Module, inputs: Any) -> tuple[Any, list[str]]:
         hooks = [m.register_forward_hook(lambda m, *_: ran.add(m)) for m in target.modules()]
         try:
             outputs.extend(t for t in tensors(call(target, given)) if t.grad_fn is not None)
-        except Exception as error:  # the model's own code may raise anything
-            raise ModelError(
-                f"{type(model).__name__} does not run on the example inputs: {first_line(error)}"
-            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -75,11 +60,16 @@ def dependency_graph(model: nn.Module, inputs: Any) -> tuple[Any, list[str]]:
             )
         return outputs
 
-    graph = BoundedGraph()
+    graph = _bounded_graph()
     try:
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of what is protected or verified below
-            graph.build_dependency(model, inputs, forward_fn=forward, verbose=False)
+            warnings.simplefilter("ignore")  # it warns of what is protected or verified later
+            try:
+                graph.build_dependency(model, inputs, forward_fn=forward, verbose=False)
+            except Exception:
+                if not graph.linked:
+                    raise
+                _map_one_by_one(graph)
     except ModelError:
         raise
     except Exception as error:  # any op it does not know may surface in any way
@@ -98,6 +88,52 @@ def dependency_graph(model: nn.Module, inputs: Any) -> tuple[Any, list[str]]:
         and not any(id(p) in used for p in module.parameters())
     ]
     return graph, unreached
+
+
+def _bounded_graph() -> Any:
+    import torch_pruning as tp
+
+    class BoundedGraph(tp.DependencyGraph):  # type: ignore[misc]
+        """A graph that gives up: its search for widths takes exponential time on some models."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps_left = _MOST_STEPS
+            self.linked = False
+            self.unmapped: set[Any] = set()
+
+        def get_out_channels(self, module_or_node: Any) -> Any:
+            self._count()
+            return super().get_out_channels(module_or_node)
+
+        def get_in_channels(self, module_or_node: Any) -> Any:
+            self._count()
+            return super().get_in_channels(module_or_node)
+
+        def _count(self) -> None:
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                raise RecursionError("its dependency graph does not end")
+
+        def _build_dependency(self, module2node: Any) -> None:
+            super()._build_dependency(module2node)
+            self.linked = True
+
+    return BoundedGraph()
+
+
+def _map_one_by_one(graph: Any) -> None:
+    """Map indices through each node by itself, so that one that fails spoils no other."""
+    from torch_pruning.dependency.index_mapping import update_index_mapping
+
+    nodes = graph.module2node
+    for module, node in nodes.items():
+        graph.module2node, graph.steps_left = {module: node}, _MOST_STEPS // 100
+        try:
+            update_index_mapping(graph)
+        except Exception:  # widths are guessed, and fail on ops they do not fit in any way
+            graph.unmapped.add(node)
+    graph.module2node = nodes
 
 
 def _mend_flattens(graph: Any) -> None:

@@ -50,7 +50,7 @@ def test_a_wrong_channel_is_a_fault() -> None:
 def test_an_output_that_shrinks_is_a_fault() -> None:
     trial = Trial(nn.Sequential(nn.Linear(2, 4)), torch.ones(1, 2))
     wrong = trial.fault({Slot("0", "out"): torch.tensor([0])})
-    assert wrong == "pruned, an output is [4, 3] instead of [4, 4]"
+    assert wrong == "pruned, an output is [2, 3] instead of [2, 4]"
 
 
 class ArgMax(nn.Sequential):
