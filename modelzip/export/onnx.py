@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from modelzip.core import surgery
 from modelzip.core.running import call, evaluating, tensors
@@ -70,25 +73,26 @@ def _to_proto(
     model: nn.Module, example_inputs: Any, *, opset: int, dynamic_batch: bool
 ) -> onnx.ModelProto:
     frozen = surgery.clone(model).eval().requires_grad_(False)
-    args, kwargs, names = _arguments(example_inputs)
-    batch = torch.export.Dim("batch")
-    shapes: Any = None
     if dynamic_batch:
-        shapes = _dynamic_shapes(kwargs or args, batch)
-    with evaluating(frozen):
-        outputs = _count_outputs(call(frozen, example_inputs))
-    output_names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
+        example_inputs = _of_two(example_inputs)
+    args, kwargs = _arguments(example_inputs)
+    bound = _bind(frozen, args, kwargs)
+    kwargs = {name: kwargs[name] for name in (*bound, *kwargs) if name in kwargs}  # in its order
+    shapes = _dynamic_shapes(bound, torch.export.Dim("batch")) if dynamic_batch else None
     try:
+        with evaluating(frozen):
+            outputs = len(list(tensors(call(frozen, example_inputs))))
         with symbolic.exporting(), _quiet():
             program = torch.onnx.export(
                 frozen,
-                args,
-                kwargs=kwargs,
+                # a dict in the last place would be taken for keywords
+                (*args, {}) if args and isinstance(args[-1], dict) else args,
+                kwargs=kwargs or None,
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes=shapes,
-                input_names=names,
-                output_names=output_names,
+                input_names=_input_names(args, kwargs),
+                output_names=_numbered("output", outputs),
                 external_data=False,
                 verbose=False,
             )
@@ -96,26 +100,93 @@ def _to_proto(
         raise ExportError(
             f"{type(model).__name__} cannot be exported to ONNX: {_reason(error)}"
         ) from error
-    if program is None:
+    if program is None or program.exported_program is None:
         raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: no program came")
-    return program.model_proto
+    _refuse_unfaithful(program.exported_program, type(model).__name__)
+    proto = program.model_proto
+    if dynamic_batch:
+        _refuse_fixed_batch(proto)
+    return proto
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None, list[str]]:
-    """Positional arguments, keyword arguments, and a name for each tensor."""
+def _of_two(inputs: Any) -> Any:
+    """Batches of one are doubled: the exporter takes a size of 1 for a constant."""
+    found = [tensor for tensor in tensors(inputs) if tensor.dim()]
+    if any(len(tensor) != 1 for tensor in found):
+        return inputs
+    return tree_map_only(
+        Tensor, lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() else tensor, inputs
+    )
+
+
+def _refuse_unfaithful(program: torch.export.ExportedProgram, name: str) -> None:
+    """ExportError for what the exporter writes as something else, without a word."""
+    for node in program.graph.nodes:
+        values = [*node.args, *node.kwargs.values()]
+        if node.target is torch.ops.aten.avg_pool2d.default and len(values) > 6 and values[6]:
+            raise ExportError(
+                f"{name} cannot be exported to ONNX: it has no average pool with "
+                f"divisor_override={values[6]}; multiply the output of a plain one instead"
+            )
+        if "dropout" in str(node.target) and True in values:
+            raise ExportError(
+                f"{name} cannot be exported to ONNX: its dropout works in eval mode too; "
+                "give F.dropout(..., training=self.training)"
+            )
+
+
+def _refuse_fixed_batch(proto: onnx.ModelProto) -> None:
+    for value in proto.graph.input:
+        shape = value.type.tensor_type.shape.dim
+        if len(shape) and shape[0].dim_value:
+            raise ExportError(
+                f"the model works at one batch size alone: the first dimension of {value.name} is "
+                f"always {shape[0].dim_value}; export with dynamic_batch=False"
+            )
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, as `call` gives them to a model."""
     if isinstance(inputs, dict):
-        return (), inputs, list(inputs)
-    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        return (), inputs
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
+
+
+def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the name of their parameter; those of *args are a tuple."""
+    try:
+        return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise SettingError(
+            f"example_inputs do not fit {type(model).__name__}.forward: {error}"
+        ) from error
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+
+
+def _input_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """A name for each tensor: its key in the innermost dict it is in, else a number."""
     count = len(list(tensors(args)))
-    names = ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
-    if args and isinstance(args[-1], dict):
-        names = [n for i, a in enumerate(args) for n in _names_of(a, i)]
-        return args, {}, names  # without it the exporter takes the last dict for keywords
-    return args, None, names
+    roots = zip(["input"] if count == 1 else _numbered("input", len(args)), args, strict=False)
+    short, full = [], []
+    for root, value in (*roots, *kwargs.items()):
+        for path in _paths(value, root):
+            short.append(path[-1])
+            full.append("_".join(path))
+    return short if len(set(short)) == len(short) else full
 
 
-def _names_of(argument: Any, index: int) -> list[str]:
-    return list(argument) if isinstance(argument, dict) else [f"input_{index}"]
+def _paths(value: Any, name: str) -> Iterator[tuple[str, ...]]:
+    if isinstance(value, Tensor):
+        yield (name,)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from ((name, *path) for path in _paths(item, str(key)))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from _paths(item, f"{name}_{index}")
 
 
 def _dynamic_shapes(inputs: Any, batch: Any) -> Any:
@@ -126,10 +197,6 @@ def _dynamic_shapes(inputs: Any, batch: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return type(inputs)(_dynamic_shapes(value, batch) for value in inputs)
     return None
-
-
-def _count_outputs(outputs: Any) -> int:
-    return len(list(tensors(outputs)))
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -150,41 +217,51 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 def _write(proto: onnx.ModelProto, path: Path) -> None:
+    """Write, check and load the file in a folder of its own, then move it to its place."""
     import onnx
 
     from modelzip.runtime import session
 
-    partial = path.with_name(f".{path.stem}.partial.onnx")
-    large = proto.ByteSize() > _ONE_FILE
-    data = path.with_name(f"{path.name}.data")
     try:
-        if large:
-            onnx.save(proto, partial, save_as_external_data=True, location=data.name)
-        else:
-            onnx.checker.check_model(proto, full_check=True)
-            partial.write_bytes(proto.SerializeToString(deterministic=True))
-        session.load(partial)
-        partial.replace(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            file, data = Path(folder, path.name), Path(folder, f"{path.name}.data")
+            if _tensor_bytes(proto) > _ONE_FILE:
+                onnx.save(
+                    proto, file, save_as_external_data=True, location=data.name, size_threshold=1024
+                )
+            else:
+                file.write_bytes(proto.SerializeToString(deterministic=True))
+            onnx.checker.check_model(str(file), full_check=True)
+            session.load(file)
+            if data.exists():
+                data.replace(path.with_name(data.name))
+            file.replace(path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {_reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path}: the graph is not valid ONNX: {_reason(error)}") from error
+
+
+def _tensor_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of the weights; the message itself cannot be measured once it is over 2 GB."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's progress lines and its warnings about itself are kept from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter's progress lines, logs and warnings about itself are kept from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _reason(error: BaseException) -> str:

@@ -38,10 +38,10 @@ def activation_grid(
 
     `nonnegative` forces zero point 0, which runtimes need to fuse a ReLU into the step before.
 
-    >>> activation_grid(-1.0, 1.55, bits=8)
-    (0.01, 100)
-    >>> activation_grid(-0.1, 2.55, bits=8, nonnegative=True)
-    (0.01, 0)
+    >>> activation_grid(-64.0, 191.0, bits=8)
+    (1.0, 64)
+    >>> activation_grid(-3.0, 255.0, bits=8, nonnegative=True)
+    (1.0, 0)
     """
     low, high = (0.0 if nonnegative else min(low, 0.0)), max(high, 0.0)
     top = levels(bits)

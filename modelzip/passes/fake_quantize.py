@@ -28,17 +28,18 @@ class FakeQuantize(Pass):
     https://arxiv.org/abs/1902.08153.
 
     Args:
-        bits: of weights, 2 to 8, on a grid symmetric about zero. Stored as int8.
+        bits: of weights, 2 to 8, on a grid symmetric about zero. Stored as int8, below 7 bits as
+            multiples of a power of two, which leaves the bias a finer step.
         activation_bits: of activations, 2 to 8; `bits` where it is None.
         method: "straight_through" or "lsq".
 
     The first ranges come from calibration data where there are any, else from the example inputs.
 
     >>> import torch, modelzip as mz
-    >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(32, 4)
+    >>> model, x = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(32, 4)
     >>> zipped = mz.prepare(model, [mz.FakeQuantize(bits=4)], example_inputs=(x,))
-    >>> int(zipped.convert()[0].weight.abs().max())
-    7
+    >>> sorted(set(zipped.convert().get_submodule("0").weight.abs().flatten().tolist()))
+    [0, 8, 16, 24, 32, 40, 48, 56]
     """
 
     name: ClassVar[str] = "fake_quantize"

@@ -39,7 +39,7 @@ class Int8(Pass):
     >>> import torch, modelzip as mz
     >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(32, 4)
     >>> small = mz.prepare(model, [mz.Int8()], calibration=[x]).convert()
-    >>> small[0].weight.dtype
+    >>> small.get_submodule("0").weight.dtype
     torch.int8
     """
 
@@ -66,14 +66,16 @@ class Int8(Pass):
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         mode = self._mode(model)
-        kinds = (nn.Linear,) if mode in ("dynamic", "linear") else attach.KINDS
-        layers, protected = attach.choose_layers(self, model, kinds=kinds)
+        layers, protected = self._layers(model, mode)
         context.record.update(mode=mode, protected=protected)
         return self._attach(model, layers, context)
 
     def restore(self, model: nn.Module, context: Context) -> nn.Module:
-        kinds = (nn.Linear,) if context.record["mode"] in ("dynamic", "linear") else attach.KINDS
-        return self._attach(model, attach.choose_layers(self, model, kinds=kinds)[0], context)
+        return self._attach(model, self._layers(model, context.record["mode"])[0], context)
+
+    def _layers(self, model: nn.Module, mode: str) -> tuple[dict[str, nn.Module], dict[str, str]]:
+        kinds = (nn.Linear,) if mode in ("dynamic", "linear") else attach.KINDS
+        return attach.choose_layers(self, model, kinds=kinds, traced=mode != "dynamic")
 
     def _attach(
         self, model: nn.Module, layers: dict[str, nn.Module], context: Context

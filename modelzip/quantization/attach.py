@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from modelzip.core import surgery
 from modelzip.core.base import Batch, LayerReport, Pass, PassReport
 from modelzip.core.graph import trace
-from modelzip.core.running import evaluating
 from modelzip.core.selection import select
 from modelzip.errors import ModelError, SelectionError, SettingError
 from modelzip.quantization.calibration import Calibrator, calibrate
@@ -23,12 +22,17 @@ KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def choose_layers(
-    pass_: Pass, model: nn.Module, *, kinds: tuple[type[nn.Module], ...] = KINDS
+    pass_: Pass,
+    model: nn.Module,
+    *,
+    kinds: tuple[type[nn.Module], ...] = KINDS,
+    traced: bool = True,
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers `pass_` selects that have an integer form, and why the others have none.
 
+    With `traced`, layers inside a composite module of torch, which tracing keeps whole, have none.
     SettingError if the model is quantized already, SelectionError if nothing is left, ModelError
-    for tied or NaN weights.
+    for tied weights, and for parameters that are not finite or not float32.
     """
     if next(surgery.all_attached(model, WeightQuantizer), None) is not None:
         raise SettingError(f"{pass_.name}: the model is quantized already; give one such pass")
@@ -39,18 +43,42 @@ def choose_layers(
         if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.padding_mode != "zeros"
     }
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            inside = f"{name}.out_proj" if name else "out_proj"
-            protected[inside] = "inside MultiheadAttention, which runs as one operation"
+        if isinstance(module, nn.MultiheadAttention) or (traced and _is_composite(module)):
+            inside = [n for n, _ in module.named_modules(prefix=name) if n in selected]
+            reason = f"inside {type(module).__name__}, which runs as one operation"
+            protected |= {n: reason for n in inside if n != name}
     layers = {n: m for n, m in selected.items() if n not in protected}
     if not layers:
         reasons = "; ".join(f"{n}: {r}" for n, r in protected.items())
         raise SelectionError(f"{pass_.name} can quantize none of the selected layers ({reasons})")
     surgery.refuse_tied(model, layers, pass_name=pass_.name)
-    for name, layer in layers.items():
-        if not bool(torch.isfinite(surgery.original_tensor(layer)).all()):
-            raise ModelError(f"{name}.weight holds NaN or infinity; nothing was quantized")
+    _refuse_unusable(pass_, model)
     return layers, protected
+
+
+def _is_composite(module: nn.Module) -> bool:
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    own = type(module).__module__.startswith("torch.nn")
+    return own and not isinstance(module, (*containers, *KINDS)) and any(module.children())
+
+
+def _refuse_unusable(pass_: Pass, model: nn.Module) -> None:
+    """ModelError for parameters that are not finite, or not float32."""
+    for name, tensor in (*model.named_parameters(), *_statistics(model)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{name} holds NaN or infinity; nothing was quantized")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{name} is {kind}; {pass_.name} works on float32, call model.float() first"
+            )
+
+
+def _statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Running means and variances; other buffers, such as masks, may well be infinite."""
+    for name, tensor in model.named_buffers():
+        if name.rpartition(".")[2] in ("running_mean", "running_var"):
+            yield name, tensor
 
 
 def attach_static(
@@ -69,8 +97,7 @@ def attach_static(
 
     Ranges come from `batches`; with none, as when a checkpoint is read, they are left for later.
     """
-    with evaluating(model):
-        graph = trace(model)
+    graph = trace(model)
     called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
     unseen = [name for name in layers if name not in called]
     if unseen:
@@ -81,9 +108,12 @@ def attach_static(
     placed = place(graph, layers, bits=activation_bits, method=method, everywhere=everywhere)
     if batches:
         calibrate(graph, placed, batches, calibrator=calibrator, percentile=percentile)
+    for _, activation in placed:
+        activation.train(graph.training)
     for layer in layers.values():
         weight = surgery.original_tensor(layer)
-        surgery.attach(layer, WeightQuantizer(weight, bits=bits, method=method))
+        quantizer = WeightQuantizer(weight, bits=bits, method=method)
+        surgery.attach(layer, quantizer.train(layer.training))
     return graph
 
 
@@ -98,7 +128,7 @@ def report(
     for name, module in after.named_modules():
         if not isinstance(module, (QuantizedConv, QuantizedLinear, DynamicQuantizedLinear)):
             continue
-        layer = before[name.partition("_call")[0]]
+        layer = before[name if name in before else name.rpartition("_call")[0]]
         count, nonzero = surgery.parameter_counts(module)
         rows.append(
             LayerReport(

@@ -19,6 +19,7 @@ Calibrator = Literal["minmax", "percentile", "mse"]
 CALIBRATORS = ("minmax", "percentile", "mse")
 
 _BINS = 2048
+_COUNTABLE = 2**24  # values that one call counts exactly, as it counts in float32
 
 
 def calibrate(
@@ -46,11 +47,12 @@ def calibrate(
         quantizer.set_range(found.low, found.high)
     if calibrator == "minmax":
         return
-    counts = {q: torch.zeros(_BINS) for _, q in quantizers}
+    counts = {q: torch.zeros(_BINS, dtype=torch.float64) for _, q in quantizers}
 
     def count(quantizer: ActivationQuantizer, values: Tensor) -> None:
         low, high = extremes[quantizer].span
-        counts[quantizer] += torch.histc(values.float(), _BINS, low, high).cpu()
+        for part in torch.split(values.float().flatten(), _COUNTABLE):
+            counts[quantizer] += torch.histc(part, _BINS, low, high).double().cpu()
 
     _observe(graph, quantizers, batches, count)
     for _, quantizer in quantizers:

@@ -70,6 +70,9 @@ def freeze(model: nn.Module) -> None:
         integers, scale = quantizer.integers(surgery.original_tensor(linear))
         bias = linear.bias if isinstance(linear.bias, Tensor) else None
         surgery.replace(model, name, DynamicQuantizedLinear(integers, scale, bias))
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # off its fused path, which reads float weights
 
 
 def _round_input(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor:

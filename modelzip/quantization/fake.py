@@ -53,7 +53,10 @@ class WeightQuantizer(nn.Module):
         if self.learned:
             return self.scale.abs().clamp_min(SMALLEST_SCALE)
         if self.training:
-            self.scale.copy_(self._fit(weight))
+            # a tensor of its own: another call before backward must not change this one's
+            fresh = self._fit(weight)
+            self.scale.copy_(fresh)
+            return fresh
         return self.scale
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,16 +129,16 @@ class ActivationQuantizer(nn.Module):
             return values
         if self.training and self.method == "straight_through":
             self._follow(values.detach())
-        # a copy: one quantizer may serve two places, and following moves it between them
-        scale = self.scale if self.method == "lsq" else self.scale.clone()
+        # copies: one quantizer may serve two places, and following moves it between them
+        scale, zero_point = self.scale.clone(), self.zero_point.clone()
         if self.method == "lsq":
             scale = scale.abs().clamp_min(SMALLEST_SCALE)
             if self.form == "relu6":
                 scale = scale.clamp_max(6.0 / levels(self.bits))
             count = max(values[0].numel(), 1)
             scale = scale_gradient(scale, 1 / math.sqrt(levels(self.bits) * count))
-        high = levels(self.bits) - self.zero_point
-        return fake_quantize(values, scale, low=-self.zero_point, high=high)
+        high = levels(self.bits) - zero_point
+        return fake_quantize(values, scale, low=-zero_point, high=high)
 
     def _follow(self, values: Tensor) -> None:
         low, high = torch.aminmax(values)

@@ -75,7 +75,7 @@ class _Chain:
 def _chain(graph: fx.GraphModule, node: fx.Node, *, batch_norm: bool) -> _Chain:
     chain = _Chain()
     user = only_user(node)
-    if batch_norm and user is not None and is_batch_norm(graph, user):
+    if batch_norm and user is not None and is_batch_norm(graph, user, after=node):
         chain.batch_norm, user = user, only_user(user)
     relu = user if user is not None and relu_form(graph, user) else None
     last = only_user(relu) if relu is not None else user
@@ -99,8 +99,10 @@ def _freeze_layer(
     frozen: nn.Module
     if isinstance(layer, nn.Linear):
         frozen = QuantizedLinear(integers, scale, bias, source, out, bits=bits, relu=relu)
+        frozen.rows_only = norm is not None
     else:
         frozen = QuantizedConv(layer, integers, scale, bias, source, out, bits=bits, relu=relu)
+    node.args, node.kwargs = (node.all_input_nodes[0],), {}
     # each call of a shared layer has grids of its own
     name = str(node.target)
     count = calls[name] = calls.get(name, 0) + 1
@@ -119,38 +121,25 @@ def _freeze_layer(
 
 def _freeze_operation(graph: fx.GraphModule, node: fx.Node, grids: dict[fx.Node, Grid]) -> None:
     chain = _chain(graph, node, batch_norm=False)
-    inputs = [grids[n] for n in operands(node) if n in grids]
-    if chain.quantizer is None or len(inputs) != len(operands(node)):
+    sources = operands(node)
+    inputs = [grids[n] for n in sources if n in grids]
+    if chain.quantizer is None or len(inputs) != len(sources):
         return  # stays in float
     out = _grid(graph, chain.quantizer)
+    average = average_pool(graph, node)
     frozen: nn.Module
     if is_add(node):
         frozen = QuantizedAdd(inputs[0], inputs[1], out, relu=chain.relu is not None)
-    elif chain.relu is None:
-        frozen = QuantizedAveragePool(inputs[0], out, **(average_pool(graph, node) or {}))
-        _keep_pool_arguments(graph, node, whole=frozen.whole)
+    elif average is not None and chain.relu is None:
+        frozen = QuantizedAveragePool(inputs[0], out, dims=average.dims, keepdim=average.keepdim)
     else:
         return
     # not the quantizer's own name: it may be called once more, on values that were moved about
     node.op, node.target = "call_module", f"{CONTAINER}.{node.name}"
+    node.args, node.kwargs = tuple(sources), dict(average.window) if average else {}
     graph.add_submodule(node.target, frozen)
     chain.collapse_into(graph, node)
     grids[node] = out
-
-
-def _keep_pool_arguments(graph: fx.GraphModule, node: fx.Node, *, whole: bool) -> None:
-    module = module_of(graph, node)
-    if whole:
-        node.args, node.kwargs = node.args[:1], {}
-    elif isinstance(module, nn.AvgPool2d):
-        node.kwargs = {
-            "kernel_size": module.kernel_size,
-            "stride": module.stride,
-            "padding": module.padding,
-            "ceil_mode": module.ceil_mode,
-            "count_include_pad": module.count_include_pad,
-            "divisor_override": module.divisor_override,
-        }
 
 
 def _grid(graph: fx.GraphModule, node: fx.Node) -> Grid:
@@ -167,14 +156,17 @@ def _integers(
     """Integer weights, their float32 scales, integer bias and bits, with `norm` folded in.
 
     A batch norm multiplies each output channel by a constant, which its scale takes up: the
-    integers stay those that were trained.
+    integers stay those that were trained, times a power of two below 7 bits.
     """
     quantizer = surgery.attached(layer, WeightQuantizer)
     if quantizer is None:
         raise TypeError("the layer has no WeightQuantizer")
     weight = surgery.original_tensor(layer).detach()
     integers, scale = quantizer.integers(weight)
-    scale64 = scale.double()
+    # with few bits the accumulator's step would be coarse, and the bias is rounded to that step;
+    # up to 64, where products of two still fit the 16 bits of processors without VNNI
+    spread = 2 ** max(7 - quantizer.bits, 0)
+    integers, scale64 = integers * spread, scale.double() / spread
     bias = torch.zeros_like(scale64) if layer.bias is None else layer.bias.detach().double()
     if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
         mean, var = norm.running_mean, norm.running_var

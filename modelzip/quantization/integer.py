@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelzip.errors import ModelError
 from modelzip.quantization import symbolic
 
 _EXACT = 2**24  # float32 holds every integer up to here
@@ -89,33 +90,51 @@ class QuantizedAdd(_OnGrid):
         ka = (a / self.a_scale).round_().add_(za).double()
         kb = (b / self.b_scale).round_().add_(zb).double()
         inner = (kb * ratio_b.double()).add_(offset.double()).float()
-        k = (ka * ratio_a.double()).add_(inner.double()).float()
+        k = (ka * ratio_a.double() + inner.double()).float()  # either may be broadcast
         return k.round_().clamp_(0, self.out_top).sub_(zc).mul_(self.out_scale)
 
 
 class QuantizedAveragePool(_OnGrid):
-    """Average pooling from one grid to another; over the whole image or over windows."""
+    """Average pooling from one grid to another, over `dims` or over windows."""
 
     in_scale: Tensor
 
-    def __init__(self, source: Grid, out: Grid, *, whole: bool, keepdim: bool = True) -> None:
+    def __init__(
+        self,
+        source: Grid,
+        out: Grid,
+        *,
+        dims: tuple[int, ...] = (2, 3),
+        keepdim: bool = True,
+    ) -> None:
         super().__init__(out)
-        self.whole = whole
+        self.dims = dims
         self.keepdim = keepdim
         self.register_buffer("in_scale", source.scale)
 
-    def forward(self, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`args` and `kwargs` are those of `avg_pool2d`, for windows alone."""
-        if self.whole or _covers(values, *args, **kwargs):
-            pooled = self._whole(values)
-            return pooled if self.keepdim else pooled.flatten(1)
-        average = F.avg_pool2d(values, *args, **kwargs)
+    def forward(self, values: Tensor, **window: Any) -> Tensor:
+        """`window` holds keywords of `avg_pool2d`; without any it averages over `dims`."""
+        if not window:
+            return self._over_dims(values)
+        if _covers(values, **window):
+            return self._whole(values)
+        average = F.avg_pool2d(values, **window)
         if symbolic.is_exporting():
             return self._emit(average)
         scale, zero_point, top = self.out
         # this kernel adds the zero point before it rounds, the others after
         k = (average / scale).add_(zero_point).round_().clamp_(0, top)
         return k.sub_(zero_point).mul_(scale)
+
+    def _over_dims(self, values: Tensor) -> Tensor:
+        dims = {d % values.dim() for d in self.dims}
+        if values.dim() > 2 and dims == set(range(2, values.dim())):
+            pooled = self._whole(values)
+            return pooled if self.keepdim else pooled.flatten(1)
+        average = values.mean(self.dims, keepdim=self.keepdim)  # no integer kernel for these
+        if symbolic.is_exporting():
+            return self._emit(average)
+        return self.out.clip(average / self.out_scale) * self.out_scale
 
     def _whole(self, values: Tensor) -> Tensor:
         if symbolic.is_exporting():
@@ -212,9 +231,19 @@ class QuantizedConv(_QuantizedLayer):
 
 
 class QuantizedLinear(_QuantizedLayer):
-    """A linear layer on integers, to integers or to float."""
+    """A linear layer on integers, to integers or to float.
+
+    With `rows_only`, set where a batch norm was folded in, the input must have two dimensions.
+    """
+
+    rows_only = False
 
     def forward(self, values: Tensor) -> Tensor:
+        if self.rows_only and values.dim() != 2:
+            raise ModelError(
+                f"a batch norm after a linear layer got an input of {values.dim()} dimensions, "
+                "of which it normalises the second; add the layer to skip"
+            )
         if symbolic.is_exporting():
             return self._finish(self._export(values))
         weight = self.weight.to(self.accumulator)
@@ -238,13 +267,7 @@ class QuantizedLinear(_QuantizedLayer):
         return torch.matmul(values, transposed) + self.bias.float() * self.bias_scale
 
 
-def _covers(
-    values: Tensor,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
-    **_: Any,
-) -> bool:
+def _covers(values: Tensor, kernel_size: Any, padding: Any = 0, **_: Any) -> bool:
     """Whether an average-pooling window is the whole image."""
     size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-    return size == tuple(values.shape[2:]) and padding in (0, (0, 0))
+    return values.dim() == 4 and size == tuple(values.shape[2:]) and padding in (0, (0, 0), [0, 0])

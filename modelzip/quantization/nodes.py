@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +18,29 @@ _CATS = {torch.cat, torch.concat, torch.concatenate}
 _RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 _RELU6S = {F.relu6}
 _CLAMPS = {torch.clamp, "clamp", "clamp_", F.hardtanh}
-_AVERAGES = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+_ADAPTIVE: tuple[tuple[tuple[int, ...], type[nn.Module], Any], ...] = (
+    ((-2, -1), nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
+    ((-1,), nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d),
+)
+_IMAGE_DIMS = ({2, 3}, {-2, -1}, {2}, {-1})
+_WINDOW = {  # parameters of avg_pool2d after the first, and their defaults
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
 _SAME_VALUES = {  # their output holds values of their input, and zeros, alone
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
     torch.chunk, torch.split, torch.unbind, torch.narrow, F.max_pool1d, F.max_pool2d,
-    torch.max_pool1d, torch.max_pool2d, F.dropout, operator.getitem,
+    torch.max_pool1d, torch.max_pool2d, F.dropout, F.pixel_shuffle, operator.getitem,
     "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split",
     "unbind", "narrow", "contiguous", "clone", "detach", "expand", "t",
 }  # fmt: skip
 _SAME_VALUE_MODULES = (
     nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.Identity, nn.Dropout, nn.Dropout1d,
-    nn.Dropout2d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ChannelShuffle,
+    nn.Dropout2d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ChannelShuffle, nn.PixelShuffle,
 )  # fmt: skip
 
 
@@ -39,10 +53,14 @@ def is_quantizer(graph: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module_of(graph, node), ActivationQuantizer)
 
 
-def is_batch_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    module = module_of(graph, node)
+def is_batch_norm(graph: fx.GraphModule, node: fx.Node, *, after: fx.Node) -> bool:
+    """Whether the node is a batch norm that folds into the layer `after`."""
+    norm, layer = module_of(graph, node), module_of(graph, after)
     # without running statistics there is nothing fixed to fold
-    return isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats
+    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or not norm.track_running_stats:
+        return False
+    # after a linear layer on more than two dimensions a norm is not over the layer's outputs
+    return norm.num_features == getattr(layer, "out_channels", getattr(layer, "out_features", None))
 
 
 def relu_form(graph: fx.GraphModule, node: fx.Node) -> Form | None:
@@ -70,22 +88,46 @@ def is_cat(node: fx.Node) -> bool:
     return node.target in _CATS
 
 
-def average_pool(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any] | None:
-    """Keywords for QuantizedAveragePool where the node averages over the image, else None."""
+class Average(NamedTuple):
+    """An average over `dims`, or over the windows that keywords of `avg_pool2d` describe."""
+
+    dims: tuple[int, ...] = (2, 3)
+    keepdim: bool = True
+    window: Mapping[str, Any] = MappingProxyType({})  # its values may be nodes
+
+
+def average_pool(graph: fx.GraphModule, node: fx.Node) -> Average | None:
+    """What the node averages over where that is an image or windows of one, else None."""
     module = module_of(graph, node)
-    if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
-        size = module.output_size if module else _argument(node, 1, "output_size", None)
-        return {"whole": True} if size in (1, (1, 1), [1, 1]) else None
-    if isinstance(module, nn.AvgPool2d):
-        return {"whole": False} if not module.ceil_mode else None
-    if node.target is F.avg_pool2d:
-        return {"whole": False}
-    if node.target in (torch.mean, "mean"):
+    for dims, kind, function in _ADAPTIVE:
+        if isinstance(module, kind) or node.target is function:
+            size = module.output_size if module else _argument(node, 1, "output_size", None)
+            return Average(dims) if size in (1, (1,) * len(dims), [1] * len(dims)) else None
+    if isinstance(module, nn.AvgPool2d) or node.target is F.avg_pool2d:
+        window = {
+            name: getattr(module, name) if module else _argument(node, place, name, default)
+            for place, (name, default) in enumerate(_WINDOW.items(), start=1)
+        }
+        return _window(**window)
+    if node.target in (torch.mean, "mean") and "dtype" not in node.kwargs:
         dims = _argument(node, 1, "dim", None)
-        image = isinstance(dims, (list, tuple)) and tuple(dims) in ((2, 3), (-2, -1))
-        keepdim = bool(_argument(node, 2, "keepdim", False))
-        return {"whole": True, "keepdim": keepdim} if image else None
+        dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
+        if set(dims) in _IMAGE_DIMS:
+            return Average(dims, keepdim=bool(_argument(node, 2, "keepdim", False)))
     return None
+
+
+def _window(
+    *, divisor_override: int | None, ceil_mode: bool, padding: Any, **window: Any
+) -> Average | None:
+    padded = padding not in (0, (0, 0), [0, 0])
+    if divisor_override is not None:
+        return None
+    if ceil_mode and not padded:  # the same in torch; the runtime counts what is not there
+        window["count_include_pad"] = False
+    if ceil_mode and window["count_include_pad"]:
+        return None
+    return Average(window={"padding": padding, "ceil_mode": ceil_mode, **window})
 
 
 def keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -96,6 +138,10 @@ def keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
     if relu_form(graph, node) == "relu":
         return True
     module = module_of(graph, node)
+    if isinstance(module, nn.Upsample):
+        return module.mode == "nearest"
+    if node.target is F.interpolate:
+        return bool(_argument(node, 3, "mode", "nearest") == "nearest")
     if module is not None:
         return isinstance(module, _SAME_VALUE_MODULES)
     return node.target in _SAME_VALUES

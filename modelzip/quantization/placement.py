@@ -64,6 +64,7 @@ class _Placer:
         self.method = method
         self.placed: list[tuple[str, ActivationQuantizer]] = []
         self._requantized: dict[fx.Node, fx.Node] = {}
+        self._taken: set[str] = set()
         graph.add_submodule(CONTAINER, nn.Module())
 
     def visit(self, node: fx.Node, *, everywhere: bool) -> None:
@@ -112,7 +113,7 @@ class _Placer:
     def _tail(self, node: fx.Node, *, batch_norm: bool) -> fx.Node:
         """The last of the nodes that the runtime fuses behind `node`."""
         user = only_user(node)
-        if batch_norm and user is not None and is_batch_norm(self.graph, user):
+        if batch_norm and user is not None and is_batch_norm(self.graph, user, after=node):
             node, user = user, only_user(user)
         return user if user is not None and relu_form(self.graph, user) else node
 
@@ -124,7 +125,10 @@ class _Placer:
 
     def _new_quantizer(self, name: str, form: Form) -> str:
         quantizer = ActivationQuantizer(bits=self.bits, form=form, method=self.method)
+        while f"{CONTAINER}.{name}" in self._taken:
+            name += "_"
         target = f"{CONTAINER}.{name}"
+        self._taken.add(target)
         self.graph.add_submodule(target, quantizer)
         self.placed.append((name, quantizer))
         return target
@@ -133,11 +137,25 @@ class _Placer:
         for user in node.users:
             if user.op == "call_module" and user.target in self.layers:
                 return True
-            if is_add(user) or is_cat(user):
+            if (is_add(user) or is_cat(user)) and self._may_be_on_grid(user):
                 return True
             if keeps_values(self.graph, user) and self._feeds_integer(user):
                 return True
         return False
+
+    def _may_be_on_grid(self, node: fx.Node) -> bool:
+        """Whether the value of `node` is on a grid, or can be once later nodes were visited."""
+        if is_quantizer(self.graph, node) or node.target in self.layers:
+            return True
+        if is_add(node) or is_cat(node):
+            return all(self._may_be_on_grid(n) for n in operands(node))
+        if not node.all_input_nodes:
+            return False
+        source = node.all_input_nodes[0]
+        if is_batch_norm(self.graph, node, after=source):
+            return source.target in self.layers
+        passes_on = keeps_values(self.graph, node) or relu_form(self.graph, node)
+        return bool(passes_on or average_pool(self.graph, node)) and self._may_be_on_grid(source)
 
 
 def _is_output(node: fx.Node) -> bool:
