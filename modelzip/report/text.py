@@ -13,9 +13,9 @@ def table(rows: Rows, headers: Sequence[str], *, form: str = "simple") -> str:
     """A table; without a first header the other columns are figures, and align right.
 
     >>> print(table([["file", "3 KB"]], ["", "size"]))
-              size
-    ----  --------
-    file      3 KB
+            size
+    ----  ------
+    file    3 KB
     """
     align = ["left"] + ["right"] * (len(headers) - 1) if rows and headers[0] == "" else None
     return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True, colalign=align)
