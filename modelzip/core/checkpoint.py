@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from modelzip.errors import ModelzipError, OutputError, SettingError
 
 FORMAT = 1
 _KEY = "modelzip"
+_CHECKSUM = "modelzip_crc32"  # safetensors checks sizes, and no contents
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, An
     text = json.dumps({"format": FORMAT, **header, "aliases": aliases}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata={_KEY: text})
+        save_file(tensors, partial, metadata={_KEY: text, _CHECKSUM: checksum(text)})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -77,6 +79,8 @@ def read(path: str | Path) -> tuple[Header, Callable[[nn.Module], None]]:
         raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
     if _KEY not in metadata:
         raise SettingError(f"{path} has no modelzip header; load plain weights with safetensors")
+    if metadata.get(_CHECKSUM) != checksum(metadata[_KEY]):
+        raise SettingError(f"{path} has a damaged modelzip header: its checksum is wrong")
     try:
         data = json.loads(metadata[_KEY])
         if data["format"] != FORMAT:
@@ -86,21 +90,22 @@ def read(path: str | Path) -> tuple[Header, Callable[[nn.Module], None]]:
         aliases = {str(k): str(v) for k, v in data["aliases"].items()}
         header = Header(
             step=int(data["step"]),
-            passes=tuple(
-                Entry(
-                    pass_=registry.build(entry["name"], entry["settings"]),
-                    record=dict(entry["record"]),
-                    training_steps=entry["training_steps"],
-                    since_step=int(entry["since_step"]),
-                )
-                for entry in data["passes"]
-            ),
+            passes=tuple(_entry(entry) for entry in data["passes"]),
         )
     except ModelzipError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"{path} has a damaged modelzip header: {error!r}") from error
     return header, lambda model: load_tensors(model, path, aliases=aliases)
+
+
+def checksum(text: str) -> str:
+    """CRC-32 of `text`, as eight hexadecimal digits.
+
+    >>> checksum("123456789")
+    'cbf43926'
+    """
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def load_tensors(
@@ -136,6 +141,16 @@ def load_tensors(
         raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
     with torch.no_grad():
         model.load_state_dict(state, strict=True)
+
+
+def _entry(data: Mapping[str, Any]) -> Entry:
+    steps = data["training_steps"]
+    return Entry(
+        pass_=registry.build(data["name"], data["settings"]),
+        record=dict(data["record"]),
+        training_steps=None if steps is None else int(steps),
+        since_step=int(data["since_step"]),
+    )
 
 
 def _some(items: list[str], limit: int = 4) -> str:

@@ -19,7 +19,13 @@ def available() -> Mapping[str, type[Pass]]:
     """Every installed pass by name, built-in or not, in alphabetical order."""
     found: dict[str, type[Pass]] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-        kind = point.load()
+        try:
+            kind = point.load()
+        except Exception as error:  # importing someone else's module raises what it likes
+            raise SettingError(
+                f"entry point {point.name!r} of {GROUP}, {point.value!r}, cannot be loaded: "
+                f"{error}; mend or uninstall its package"
+            ) from error
         if not (isinstance(kind, type) and issubclass(kind, Pass)) or kind.name != point.name:
             raise SettingError(
                 f"entry point {point.name!r} of {GROUP} is {point.value!r}, which is not a Pass "
