@@ -8,7 +8,7 @@ export MODELZIP_MODELS ?= $(if $(wildcard ../shared/models),$(abspath ../shared/
 .PHONY: demo test test-slow check format clean
 
 demo: $(VENV)/.demo  ## train, compress and report on scikit-learn's digits
-	rm -rf runs/digits
+	rm -rf runs/digits runs/digits.partial
 	$(BIN)/modelzip run recipes/digits.yaml --out runs/digits
 	@echo "The report is runs/digits/report.md"
 

@@ -27,6 +27,15 @@ Overrides = Annotated[
 ]
 
 
+@app.callback()
+def common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with an error; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Options of every command; `main` takes them out of the arguments."""
+
+
 @app.command()
 def run(
     recipe: RecipePath,

@@ -37,11 +37,11 @@ class RunFolder:
 
     def __init__(self, out: str | Path, *, recipe: str, resume: bool) -> None:
         self.out = Path(out)
-        self.path = partial(self.out)
         if self.out.exists():
             raise OutputError(
                 f"{self.out} exists already; give another folder with --out, or remove it"
             )
+        self.path = partial(self.out)
         self.resumed = resume and self.path.exists()
         if self.resumed:
             self._check_recipe(recipe)

@@ -197,7 +197,7 @@ def _machine(record: Record) -> Rows:
 
 
 def _drop(record: Record) -> str:
-    return f"{-record.comparison.drop:+.2f} pp"
+    return f"{0 - record.comparison.drop:+.2f} pp"  # 0 - 0.0 has no minus sign
 
 
 def _pair(before: Figures, after: Figures, name: str, show: Any) -> list[str]:
