@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from modelzip.core import surgery
 from modelzip.core.channels.resize import LAYERS, Slot, axes, groups, widths
 
-_MOST_STEPS = 1_000_000  # channels followed from one layer on; some graphs never end
+_MOST_STEPS = 300_000  # channels followed from one layer on; some graphs never end
+_MOST_STEPS_IN_ALL = 10_000_000  # convnext_tiny takes 400,000
 
 
 class _Pair(NamedTuple):
@@ -31,6 +33,7 @@ class Atoms:
     ties: list[tuple[int, int]]
     forbidden: dict[int, str]
     reached: set[int]  # output channels on some trail already
+    steps: int = 0  # channels followed so far, from all layers
 
     def of(self, slot: Slot) -> range:
         """The atoms of a slot, in the order of its channels."""
@@ -87,8 +90,7 @@ def _own_tensors(module: nn.Module) -> set[str]:
 
 
 def _plain(module: nn.Module) -> bool:
-    children = list(module.children())  # parametrizations are children
-    return not children and "weight" in module._parameters
+    return not is_parametrized(module) and "weight" in module._parameters
 
 
 def follow(graph: Any, start: Any, names: Mapping[nn.Module, str], atoms: Atoms) -> None:
@@ -105,17 +107,17 @@ def follow(graph: Any, start: Any, names: Mapping[nn.Module, str], atoms: Atoms)
     steps = 0
     while stack:
         node, fn, pairs = stack.pop()
-        steps += len(pairs)
-        if steps > _MOST_STEPS:
+        if steps > _MOST_STEPS or atoms.steps > _MOST_STEPS_IN_ALL:
             reason = "its channels cannot be followed through the model in bounded time"
             atoms.forbidden.update((atom, reason) for atom in own)
             return
-        if not _record(graph, node, fn, pairs, names, atoms, own):
-            continue
+        pairs = _record(graph, node, fn, pairs, names, atoms, own)
         for dependency in node.dependencies:
-            if not dependency.is_triggered_by(fn):
+            if not pairs or not dependency.is_triggered_by(fn):
                 continue
             mapped = _through(graph, dependency, pairs)
+            steps += len(mapped or ())
+            atoms.steps += len(mapped or ())
             if mapped is None:
                 name = names.get(node.module)
                 op = node.grad_fn.name() if name is None else f"{name!r}"
@@ -138,6 +140,8 @@ def _through(graph: Any, dependency: Any, pairs: list[_Pair]) -> list[_Pair] | N
             pairs = pairs if mapping is None else mapping(pairs)
         except Exception:  # mappings are guessed, and fail on ops they do not fit in any way
             return None
+    if any(pair.root_idx is None for pair in pairs):  # repeated heads lose where they came from
+        return None
     return pairs
 
 
@@ -149,8 +153,8 @@ def _record(
     names: Mapping[nn.Module, str],
     atoms: Atoms,
     own: range,
-) -> bool:
-    """Tie `pairs` at this node to `own`, or forbid them; False where the trail ends."""
+) -> list[_Pair]:
+    """Tie `pairs` at this node to `own`, or forbid them; those that the trail goes on with."""
     pruner = graph.get_pruner_of_module(node.module)
     side = "in" if fn == pruner.prune_in_channels != pruner.prune_out_channels else "out"
     name = names.get(node.module)
@@ -165,20 +169,19 @@ def _record(
     if reason:
         for pair in pairs:
             atoms.forbidden.setdefault(own[pair.root_idx], reason)
-        return True
+        return pairs
     if slot is None:
-        return True
+        return pairs
     channels = atoms.of(slot)
     if side == "out" and len(channels) == 1 and len(own) > 1:
-        return False  # one channel broadcast over these, such as a spatial gate: not tied to them
-    for pair in pairs:
-        if 0 <= pair.idx < len(channels):
-            atoms.ties.append((own[pair.root_idx], channels[pair.idx]))
-            if side == "out":
-                atoms.reached.add(channels[pair.idx])
-        else:
-            atoms.forbidden.setdefault(
-                own[pair.root_idx],
-                f"is traced to channel {pair.idx} of {name!r}, which has {len(channels)}",
-            )
-    return True
+        return []  # one channel broadcast over these, such as a spatial gate: not tied to them
+    inside = [pair for pair in pairs if 0 <= pair.idx < len(channels)]
+    for pair in inside:
+        atoms.ties.append((own[pair.root_idx], channels[pair.idx]))
+    if side == "out":
+        atoms.reached.update(channels[pair.idx] for pair in inside)
+    if len(inside) < len(pairs):
+        reason = f"is traced to channels that {name!r} does not have"
+        for pair in set(pairs).difference(inside):
+            atoms.forbidden.setdefault(own[pair.root_idx], reason)
+    return inside
