@@ -16,7 +16,7 @@ from modelzip.quantization.calibration import Calibrator, calibrate
 from modelzip.quantization.dynamic import DynamicQuantizedLinear
 from modelzip.quantization.fake import Method, WeightQuantizer
 from modelzip.quantization.integer import QuantizedConv, QuantizedLinear
-from modelzip.quantization.placement import place
+from modelzip.quantization.placement import CONTAINER, place
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -52,6 +52,7 @@ def choose_layers(
         reasons = "; ".join(f"{n}: {r}" for n, r in protected.items())
         raise SelectionError(f"{pass_.name} can quantize none of the selected layers ({reasons})")
     surgery.refuse_tied(model, layers, pass_name=pass_.name)
+    surgery.refuse_computed(layers, pass_name=pass_.name)
     _refuse_unusable(pass_, model)
     return layers, protected
 
@@ -108,8 +109,7 @@ def attach_static(
     placed = place(graph, layers, bits=activation_bits, method=method, everywhere=everywhere)
     if batches:
         calibrate(graph, placed, batches, calibrator=calibrator, percentile=percentile)
-    for _, activation in placed:
-        activation.train(graph.training)
+    graph.get_submodule(CONTAINER).train(graph.training)
     for layer in layers.values():
         weight = surgery.original_tensor(layer)
         quantizer = WeightQuantizer(weight, bits=bits, method=method)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from modelzip.core.base import Batch
 from modelzip.core.running import call, evaluating
@@ -23,7 +23,7 @@ _COUNTABLE = 2**24  # values that one call counts exactly, as it counts in float
 
 
 def calibrate(
-    graph: fx.GraphModule,
+    graph: nn.Module,
     quantizers: Sequence[tuple[str, ActivationQuantizer]],
     batches: Sequence[Batch],
     *,
@@ -75,6 +75,8 @@ class _Extremes:
         self.low, self.high = math.inf, -math.inf
 
     def update(self, values: Tensor) -> None:
+        if not values.numel():
+            return
         low, high = (float(v) for v in torch.aminmax(values.detach().float()))
         if math.isnan(low):  # min and max would ignore it
             low, high = math.nan, math.nan
@@ -89,7 +91,7 @@ class _Extremes:
 
 
 def _observe(
-    graph: fx.GraphModule,
+    graph: nn.Module,
     quantizers: Sequence[tuple[str, ActivationQuantizer]],
     batches: Sequence[Batch],
     see: Callable[[ActivationQuantizer, Tensor], None],

@@ -73,7 +73,7 @@ def relu_form(graph: fx.GraphModule, node: fx.Node) -> Form | None:
     if isinstance(module, nn.ReLU) or node.target in _RELUS:
         return "relu"
     if node.target in _CLAMPS and not module:
-        bounds = [*node.args[1:], *node.kwargs.values()]
+        bounds = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "inplace")]
         return "relu6" if bounds == [0, 6] else None
     return None
 
