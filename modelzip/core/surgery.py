@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
 import torch
@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 from modelzip.errors import ModelError
 
 P = TypeVar("P", bound=nn.Module)
+
+_OURS = "_attached_by_modelzip"  # tells our parametrizations from a user's
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -38,6 +40,7 @@ def clone(model: nn.Module) -> nn.Module:
 
 def attach(module: nn.Module, parametrization: nn.Module, *, tensor: str = "weight") -> None:
     """Make `module.<tensor>` computed by `parametrization`, after any that are there already."""
+    setattr(parametrization, _OURS, True)
     # unsafe: the shape check would run the parametrization once more for nothing
     parametrize.register_parametrization(module, tensor, parametrization, unsafe=True)
 
@@ -153,6 +156,23 @@ def refuse_tied(model: nn.Module, layers: dict[str, nn.Module], *, pass_name: st
                 f"{pass_name} would untie {' and '.join(group)}; add skip: [{skip}] to leave "
                 "the tied layers as they are"
             )
+
+
+def refuse_computed(layers: Mapping[str, nn.Module], *, pass_name: str) -> None:
+    """ModelError if a tensor of one of `layers` is not a parameter but computed by the user."""
+    for name, module in layers.items():
+        foreign = {
+            tensor: [type(p).__name__ for p in _chain(module, tensor) if _OURS not in vars(p)]
+            for tensor in own_tensors(module)
+            if parametrize.is_parametrized(module, tensor)
+        }
+        for tensor, kinds in foreign.items():
+            if kinds:
+                raise ModelError(
+                    f"{pass_name} cannot change {name}.{tensor}, which {', '.join(kinds)} "
+                    "computes; make it plain with torch.nn.utils.parametrize."
+                    f"remove_parametrizations, or add skip: [{name}]"
+                )
 
 
 def _chain(module: nn.Module, tensor: str) -> list[nn.Module]:

@@ -119,6 +119,7 @@ class Cast(Pass):
         layers = select(
             model, kinds=self.kinds, targets=self.targets, skip=self.skip, where=is_left
         )
+        surgery.refuse_computed(layers, pass_name=self.name)
         for group in surgery.tied_parameters(model):
             inside = {name.rpartition(".")[0] in layers for name in group}
             if len(inside) == 2:
@@ -148,37 +149,27 @@ class Cast(Pass):
             )
 
     def _cast(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        floating = [name for name, m in candidates(model, kinds=self.kinds) if _floats(m)]
         stored = {module: _floats(module) for module in layers.values()}
-        others = [
-            n for n, m in candidates(model, kinds=self.kinds) if _floats(m) and n not in layers
-        ]
         precision.store(stored, self._torch_dtype)
         if self.weights_only:
             for module, own in stored.items():
                 precision.widen(module, tuple(own))
             return
         for name, module in model.named_modules():
-            if name in others:
-                precision.compute_in(module, inside=torch.float32)
-            elif any(_within(n, name) for n in layers) and not any(
-                _within(n, name) for n in others
-            ):
+            below = [n for n in floating if n == name or not name or n.startswith(f"{name}.")]
+            if below and all(n in layers for n in below):
                 # containers too: some read the weights of the layers in them
                 precision.compute_in(module, inside=self._torch_dtype)
+            elif name in floating and name not in layers:
+                precision.compute_in(module, inside=torch.float32)
         precision.compute_in(model, outside=torch.float32 if self.keep_io else self._torch_dtype)
 
     def _check_runs(self, model: nn.Module, context: Context) -> None:
         if context.example_inputs is None:  # a checkpoint was read; it ran when it was written
             return
-        with evaluating(model):
-            try:
-                outputs = list(tensors(call(model, context.example_inputs)))
-            except Exception as error:  # the user's forward raises what it likes
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                raise ModelError(
-                    f"{type(model).__name__} does not run in {self.dtype}: {reason}; set "
-                    "weights_only=True, or skip the layers concerned"
-                ) from error
+        remedy = "set weights_only=True, or skip the layers concerned"
+        outputs = list(tensors(_run(model, context.example_inputs, self.dtype, remedy)))
         if not all(bool(torch.isfinite(t).all()) for t in outputs):
             raise ModelError(
                 f"{type(model).__name__} gives NaN or infinity in {self.dtype}: a value between "
@@ -193,10 +184,6 @@ def _floats(module: nn.Module) -> dict[str, Tensor]:
     if quantized or surgery.attached(module, WeightQuantizer) is not None:
         return {}  # what is float there are scales
     return {n: t for n, t in own.items() if t.dtype is torch.float32 and t.dim()}
-
-
-def _within(name: str, container: str) -> bool:
-    return name == container or not container or name.startswith(f"{container}.")
 
 
 def _activations(
@@ -214,13 +201,23 @@ def _activations(
 
     handles = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
     try:
-        with evaluating(model):
-            for inputs in _batches(context):
-                call(model, inputs)
+        for inputs in _batches(context):
+            _run(model, inputs, "float32", "give inputs that it takes")
     finally:
         for handle in handles:
             handle.remove()
     return largest
+
+
+def _run(model: nn.Module, inputs: Any, dtype: str, remedy: str) -> Any:
+    try:
+        with evaluating(model):
+            return call(model, inputs)
+    except Exception as error:  # the user's forward raises what it likes
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"{type(model).__name__} does not run in {dtype}: {reason}; {remedy}"
+        ) from error
 
 
 def _batches(context: Context) -> Iterator[Any]:

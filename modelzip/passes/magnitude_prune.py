@@ -181,6 +181,7 @@ class MagnitudePrune(Pass):
         """The layers to prune, and why others that were selected are not."""
         selected = select(model, kinds=self.kinds, targets=self.targets, skip=self.skip)
         surgery.refuse_tied(model, selected, pass_name=self.name)
+        surgery.refuse_computed(selected, pass_name=self.name)
         pattern = parse(self.pattern)
         protected = {
             name: reason

@@ -126,6 +126,16 @@ def test_ties_are_refused_where_they_are_touched() -> None:
         surgery.refuse_tied(model, {"0": a, "1": b}, pass_name=name)
 
 
+def test_tensors_that_the_user_computes_are_refused() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)), linear())
+    surgery.attach(model[1], Double())
+    name = "it"
+    surgery.refuse_computed({"1": surgery.clone(model)[1]}, pass_name=name)
+    text = r"it cannot change 0.weight, which _WeightNorm computes; .*, or add skip: \[0\]"
+    with pytest.raises(ModelError, match=text):
+        surgery.refuse_computed({"1": model[1], "0": model[0]}, pass_name=name)
+
+
 def test_foreign_parametrizations_survive_a_copy() -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)))
     x = torch.ones(1, 2)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import modelzip as mz
-from modelzip.core.running import evaluating
+from modelzip.core.running import call, evaluating, tensors
 from modelzip.errors import ModelError, SettingError
 from modelzip.runtime import session
+from tests.architectures import MODELS, build
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
@@ -125,6 +126,18 @@ def test_integer_layers_keep_their_scales() -> None:
     assert state["3.weight"].dtype is torch.float16
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("parametrized", "unregistered")])
+def test_every_architecture_comes_close(name: str) -> None:
+    model, x = build(name)
+    with evaluating(model):
+        expected = next(tensors(call(model, x)))
+    for settings in ({}, {"weights_only": False}):
+        small = cast(model, x, **settings)
+        with evaluating(small):
+            found = next(tensors(call(small, x)))
+        assert float((found - expected).abs().max()) < 5e-3 * float(expected.abs().max())
+
+
 # files
 
 
@@ -221,7 +234,22 @@ def test_model_that_mixes_types_is_refused() -> None:
         cast(Float32Only(), weights_only=False)
 
 
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"Sequential does not run in float32: .*give inputs that"):
+        cast(net(), torch.ones(1, 3), weights_only=False)
+
+
 # other refusals
+
+
+def test_architectures_that_cannot_be_cast_are_refused_by_name() -> None:
+    for name, settings, text in [
+        ("parametrized", {}, r"cast cannot change 0.weight, which _WeightNorm computes"),
+        ("unregistered", {"weights_only": False}, "Unregistered does not run in float16"),
+    ]:
+        model, x = build(name)
+        with pytest.raises(ModelError, match=text):
+            cast(model, x, **settings)
 
 
 @pytest.mark.parametrize(

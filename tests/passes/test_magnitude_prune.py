@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import modelzip as mz
+from modelzip.core.running import call, evaluating, tensors
 from modelzip.core.surgery import all_attached
 from modelzip.errors import ModelError, SettingError
 from modelzip.passes.magnitude_prune import Mask
+from tests.architectures import MODELS, build
 
 
 def net() -> nn.Sequential:
@@ -131,6 +133,18 @@ def test_pattern_fixes_the_sparsity() -> None:
     prune = mz.MagnitudePrune(pattern="1:4")
     assert prune.sparsity == 0.75
     assert mz.MagnitudePrune(pattern="1:4", sparsity=0.75) == prune
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("parametrized", "tied")])
+def test_every_architecture_converts_to_what_it_was_masked_to(name: str) -> None:
+    model, x = build(name)
+    zipped = mz.prepare(model, [mz.MagnitudePrune(sparsity=0.5)])
+    small = zipped.convert()
+    with evaluating(zipped.model), evaluating(small):
+        ours, theirs = tensors(call(small, x)), tensors(call(zipped.model, x))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    weights = [small.get_submodule(row.name).weight for row in zipped.reports[0].layers]
+    assert sum(map(zeros, weights)) == round(0.5 * sum(w.numel() for w in weights))
 
 
 # training
@@ -266,6 +280,11 @@ def test_layer_that_would_die_is_named() -> None:
     model[2].weight.data.mul_(1e-3)
     with pytest.raises(ModelError, match=r"sparsity=0.5 would remove every weight of 2; lower it"):
         pruned(model, sparsity=0.5)
+
+
+def test_weights_that_the_user_computes_are_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"cannot change 0.weight, which _WeightNorm computes"):
+        pruned(build("parametrized")[0], sparsity=0.5)
 
 
 def test_tied_weights_are_refused_by_name() -> None:
