@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import tempfile
@@ -13,12 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from modelzip.core import surgery
-from modelzip.core.running import call, evaluating, tensors
-from modelzip.errors import ExportError, OutputError, SettingError
+from modelzip.core.running import evaluating, tensors
+from modelzip.errors import ExportError, ModelError, OutputError, SettingError
+from modelzip.export.arguments import (
+    Positional,
+    arguments,
+    batch_of_two,
+    dynamic_shapes,
+    input_names,
+    numbered,
+)
 from modelzip.quantization import symbolic
 
 if TYPE_CHECKING:
@@ -46,7 +52,9 @@ def export_onnx(
         dynamic_batch: the first dimension of every input may then be of any size.
 
     Raises:
-        SettingError: an opset below 21, or parametrizations that were not converted.
+        SettingError: an opset that is too low or unknown, parametrizations that were not converted,
+            or example inputs that do not fit the model's forward.
+        ModelError: a parameter holds NaN.
         ExportError: the model cannot be exported, or onnxruntime refuses the file.
         OutputError: the file cannot be written.
 
@@ -61,6 +69,9 @@ def export_onnx(
     for name, module in model.named_modules():
         if nn.utils.parametrize.is_parametrized(module):
             raise SettingError(f"{name or 'the model'} is still being compressed; convert() first")
+    for name, parameter in model.named_parameters():
+        if bool(torch.isnan(parameter).any()):
+            raise ModelError(f"{name} holds NaN; nothing was exported")
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     proto = _to_proto(model, example_inputs, opset=opset, dynamic_batch=dynamic_batch)
@@ -73,50 +84,42 @@ def _to_proto(
     model: nn.Module, example_inputs: Any, *, opset: int, dynamic_batch: bool
 ) -> onnx.ModelProto:
     frozen = surgery.clone(model).eval().requires_grad_(False)
-    if dynamic_batch:
-        example_inputs = _of_two(example_inputs)
-    args, kwargs = _arguments(example_inputs)
-    bound = _bind(frozen, args, kwargs)
-    kwargs = {name: kwargs[name] for name in (*bound, *kwargs) if name in kwargs}  # in its order
-    shapes = _dynamic_shapes(bound, torch.export.Dim("batch")) if dynamic_batch else None
+    name = type(model).__name__
+    args, kwargs = arguments(
+        frozen, batch_of_two(example_inputs) if dynamic_batch else example_inputs
+    )
+    values = (*args, *kwargs.values())
     try:
         with evaluating(frozen):
-            outputs = len(list(tensors(call(frozen, example_inputs))))
+            outputs = len(list(tensors(frozen(*args, **kwargs))))
         with symbolic.exporting(), _quiet():
             program = torch.onnx.export(
-                frozen,
+                Positional(frozen, tuple(kwargs)),
                 # a dict in the last place would be taken for keywords
-                (*args, {}) if args and isinstance(args[-1], dict) else args,
-                kwargs=kwargs or None,
+                (*values, {}) if values and isinstance(values[-1], dict) else values,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=shapes,
-                input_names=_input_names(args, kwargs),
-                output_names=_numbered("output", outputs),
+                dynamic_shapes=(dynamic_shapes(values),) if dynamic_batch else None,
+                input_names=input_names(args, kwargs),
+                output_names=numbered("output", outputs),
                 external_data=False,
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever any of its stages raises
-        raise ExportError(
-            f"{type(model).__name__} cannot be exported to ONNX: {_reason(error)}"
-        ) from error
+        raise ExportError(f"{name} cannot be exported to ONNX: {_reason(error)}") from error
     if program is None or program.exported_program is None:
-        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: no program came")
-    _refuse_unfaithful(program.exported_program, type(model).__name__)
+        raise ExportError(f"{name} cannot be exported to ONNX: no program came")
+    _refuse_unfaithful(program.exported_program, name)
+    for value in list(program.model.graph.initializers.values()):
+        own = str(value.name).removeprefix("model.")
+        value.name = own if "." in own else value.name
     proto = program.model_proto
+    written = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    if written != opset:  # it does so without a word
+        raise SettingError(f"the exporter does not know opset {opset}; it wrote {written}")
     if dynamic_batch:
         _refuse_fixed_batch(proto)
     return proto
-
-
-def _of_two(inputs: Any) -> Any:
-    """Batches of one are doubled: the exporter takes a size of 1 for a constant."""
-    found = [tensor for tensor in tensors(inputs) if tensor.dim()]
-    if any(len(tensor) != 1 for tensor in found):
-        return inputs
-    return tree_map_only(
-        Tensor, lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() else tensor, inputs
-    )
 
 
 def _refuse_unfaithful(program: torch.export.ExportedProgram, name: str) -> None:
@@ -143,60 +146,6 @@ def _refuse_fixed_batch(proto: onnx.ModelProto) -> None:
                 f"the model works at one batch size alone: the first dimension of {value.name} is "
                 f"always {shape[0].dim_value}; export with dynamic_batch=False"
             )
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, as `call` gives them to a model."""
-    if isinstance(inputs, dict):
-        return (), inputs
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
-
-
-def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by the name of their parameter; those of *args are a tuple."""
-    try:
-        return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise SettingError(
-            f"example_inputs do not fit {type(model).__name__}.forward: {error}"
-        ) from error
-
-
-def _numbered(name: str, count: int) -> list[str]:
-    return [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-
-
-def _input_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """A name for each tensor: its key in the innermost dict it is in, else a number."""
-    count = len(list(tensors(args)))
-    roots = zip(["input"] if count == 1 else _numbered("input", len(args)), args, strict=False)
-    short, full = [], []
-    for root, value in (*roots, *kwargs.items()):
-        for path in _paths(value, root):
-            short.append(path[-1])
-            full.append("_".join(path))
-    return short if len(set(short)) == len(short) else full
-
-
-def _paths(value: Any, name: str) -> Iterator[tuple[str, ...]]:
-    if isinstance(value, Tensor):
-        yield (name,)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from ((name, *path) for path in _paths(item, str(key)))
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from _paths(item, f"{name}_{index}")
-
-
-def _dynamic_shapes(inputs: Any, batch: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return {0: batch} if inputs.dim() else None
-    if isinstance(inputs, dict):
-        return {name: _dynamic_shapes(value, batch) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return type(inputs)(_dynamic_shapes(value, batch) for value in inputs)
-    return None
 
 
 def _strip(proto: onnx.ModelProto) -> None:
