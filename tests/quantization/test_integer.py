@@ -206,6 +206,44 @@ def other_cases(a, b, c):
     }
 
 
+def exhaustive_cases():
+    """Every integer an operation can meet, on scales where other orders of rounding differ.
+
+    The scales were searched for: with plain multiplications for fused ones, another order of
+    products and quotients, or a zero point added elsewhere, at least one result changes.
+    """
+    adds = {
+        "one": (0.09353900700807571, 0.04412640631198883, 0.1976659595966339, 97, 196, 167),
+        "two": (0.02615099772810936, 0.0527702160179615, 0.12485040724277496, 218, 177, 197),
+    }
+    found = {}
+    for name, (sa, sb, sc, za, zb, zc) in adds.items():
+        a, b, c = grid(sa, za), grid(sb, zb), grid(sc, zc)
+        every = torch.arange(256.0)
+        left = ((every - za)[:, None] * a.scale).expand(BATCH, 256, 256)
+        right = ((every - zb)[None] * b.scale).expand(BATCH, 256, 256)
+        found[f"add_all_{name}"] = (On(QuantizedAdd(a, b, c, relu=False), a, b), [left, right])
+    source, out = grid(0.14079126715660095, 103), grid(0.1607520878314972, 122)
+    totals = torch.arange(-103.0 * 49, 152 * 49 + 1)[: 4164 * BATCH].view(BATCH, -1, 1)
+    pixels = totals.div(49, rounding_mode="floor") + (torch.arange(49) < totals % 49)
+    found["average_all"] = (
+        On(QuantizedAveragePool(source, out), source),
+        [(pixels * source.scale).view(BATCH, -1, 7, 7)],
+    )
+    source, out = grid(0.055333834141492844, 128), grid(0.07091601938009262, 128)
+    layer = QuantizedConv(
+        *(nn.Conv2d(1, 313, 1), torch.ones(313, 1, 1, 1), torch.full((313,), 0.002697132993489504)),
+        *(torch.arange(-40000.0, 40128.0, 256), source, out),
+        bits=8,
+        relu=False,
+    )
+    values = ((torch.arange(256.0) - 128) * source.scale).view(1, 1, 16, 16)
+    found["conv_all"] = (On(layer, source), [values.expand(BATCH, 1, 16, 16)])
+    halves = (torch.arange(-105.0, 165.0) + 0.5).view(BATCH, -1) * 0.11
+    found["quantize_near_ties"] = (Quantize(grid(0.11, 93)), [halves])
+    return found
+
+
 def cases():
     a, b, c, wide = grid(0.0471, 117), grid(0.0313, 12), grid(0.11, 93), grid(0.4, 101)
     # scales that are powers of two make many results fall halfway between two integers
@@ -217,6 +255,7 @@ def cases():
         **pair_cases("ties", tie_a, tie_b, tie_c),
         **conv_cases(a, wide),
         **other_cases(a, b, c),
+        **exhaustive_cases(),
     }
 
 
@@ -232,7 +271,10 @@ def compared(tmp_path_factory):
     table = cases()
     model = Bench(table)
     shapes = [shape for _, all_shapes in table.values() for shape in all_shapes]
-    inputs = tuple(sample(shape, seed) for seed, shape in enumerate(shapes))
+    inputs = tuple(
+        shape if isinstance(shape, torch.Tensor) else sample(shape, seed)
+        for seed, shape in enumerate(shapes)
+    )
     path = export_onnx(model, inputs, tmp_path_factory.mktemp("bench") / "bench.onnx")
     with torch.no_grad():
         ours = model(*inputs)
