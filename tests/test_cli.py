@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import shutil
@@ -205,7 +206,7 @@ def test_a_full_disk_is_one_line(folder):
         ),
         (
             ["run", "small.yaml", "--set", "data={build: 'own_cli_parts:wrong_dtype'}"],
-            "error: ",
+            "error: Sequential does not take the data's items, int64 [1, 8, 8]: ",
         ),
         (["compare", "none"], "error: there is no none; give the folder of a finished run"),
         (["measure", "none.onnx"], "error: there is no file none.onnx"),
@@ -247,6 +248,16 @@ def test_check_says_what_each_step_would_do_and_runs_nothing(modelzip, folder):
     assert out.startswith("small.yaml is valid; nothing was run\n1. prune_channels (")
     assert "sparsity: 0.5" in out
     assert "3. int8 (" in out
+
+
+def test_a_pass_from_another_package_runs_from_yaml(folder, plugin_environment):
+    steps = "steps=[{clip_weights: {limit: 0.1}}, int8]"
+    arguments = ("run", "small.yaml", "--quiet", "--out", "clipped", "--set", steps)
+    process = start(folder, *arguments, env=plugin_environment)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode in (0, 1), err
+    report = json.loads((folder / "clipped" / "report.json").read_text())
+    assert [step["name"] for step in report["steps"]] == ["clip_weights", "int8"]
 
 
 def test_passes_are_listed_and_described(modelzip):

@@ -16,6 +16,7 @@ from modelzip.quantization.fake import WeightQuantizer
 from modelzip.quantization.freeze import freeze
 
 Mode = Literal["auto", "static", "linear", "dynamic"]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MODES = ("auto", "static", "linear", "dynamic")
 
 
@@ -31,7 +32,7 @@ class Int8(Pass):
         mode: "static" has fixed activation ranges everywhere, which convolutional nets need to be
             fast; "linear" has them at the inputs of linear layers alone; "dynamic" quantizes linear
             layers, with ranges found at run time. "auto" is "dynamic" for a model with layer
-            norms and no convolution, and "static" otherwise.
+            norms whose weights are mostly in linear layers, and "static" otherwise.
         calibrator: how ranges follow from the calibration data: "minmax"; "percentile", which
             leaves the rarest values out; or "mse", with the least squared rounding error.
         percentile: percent of the values inside the range, for "percentile".
@@ -108,7 +109,12 @@ class Int8(Pass):
     def _mode(self, model: nn.Module) -> str:
         if self.mode != "auto":
             return self.mode
-        kinds = [type(m) for m in model.modules()]
-        convolutional = any(issubclass(k, (nn.Conv1d, nn.Conv2d)) for k in kinds)
-        normalised = any(issubclass(k, nn.LayerNorm) for k in kinds)
-        return "dynamic" if normalised and not convolutional else "static"
+        # transformers, with or without a convolution that makes the patches, run best dynamically
+        normalised = any(isinstance(m, nn.LayerNorm) for m in model.modules())
+        linear = _weights(model, (nn.Linear,))
+        return "dynamic" if normalised and linear > _weights(model, _CONVOLUTIONS) else "static"
+
+
+def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
+    layers = (m for m in model.modules() if isinstance(m, kinds))
+    return sum(surgery.original_tensor(layer).numel() for layer in layers)

@@ -247,12 +247,25 @@ def test_encoders_agree_closely(mode, tmp_path):
     assert float((ours - floats).norm() / floats.norm()) < 0.05
 
 
-def test_auto_is_dynamic_for_layer_norms_without_convolutions():
+class Patches(nn.Module):
+    """A convolution that makes patches, and the encoder of a vision transformer behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.encoder = Encoder()
+
+    def forward(self, x):
+        return self.encoder(self.patch(x).flatten(2).transpose(1, 2))
+
+
+def test_auto_is_dynamic_for_layer_norms_and_mostly_linear_layers():
     def kinds(model, x):
         converted = mz.prepare(model.eval(), [mz.Int8()], calibration=[x]).convert()
         return {type(m).__name__ for m in converted.modules() if "Quantized" in type(m).__name__}
 
     assert kinds(Encoder(), torch.randn(4, 7, 16)) == {"DynamicQuantizedLinear"}
+    assert kinds(Patches(), torch.randn(4, 3, 12, 12)) == {"DynamicQuantizedLinear"}
     assert kinds(mlp(), torch.randn(4, 20)) == {"QuantizedLinear"}
 
 
