@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelzip.run import compress
     from modelzip.core.base import Context, Need, Pass, PassReport, Stage
     from modelzip.core.prepare import Prepared, load, load_prepared, prepare
     from modelzip.errors import ModelzipError
@@ -16,11 +15,33 @@ if TYPE_CHECKING:
     from modelzip.passes.int8 import Int8
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.run import compress
     from modelzip.train.finetune import FineTune
 
 __version__ = "0.1.0"
 
-_HOME = {
+__all__ = [
+    "Cast",
+    "Context",
+    "FakeQuantize",
+    "FineTune",
+    "Int8",
+    "MagnitudePrune",
+    "ModelzipError",
+    "Need",
+    "Pass",
+    "PassReport",
+    "Prepared",
+    "PruneChannels",
+    "Stage",
+    "compress",
+    "export_onnx",
+    "load",
+    "load_prepared",
+    "prepare",
+]
+
+_HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "Cast": "passes.cast",
     "Context": "core.base",
     "FakeQuantize": "passes.fake_quantize",
@@ -40,8 +61,6 @@ _HOME = {
     "load_prepared": "core.prepare",
     "prepare": "core.prepare",
 }
-
-__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

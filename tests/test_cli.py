@@ -254,7 +254,7 @@ def test_a_pass_from_another_package_runs_from_yaml(folder, plugin_environment):
     steps = "steps=[{clip_weights: {limit: 0.1}}, int8]"
     arguments = ("run", "small.yaml", "--quiet", "--out", "clipped", "--set", steps)
     process = start(folder, *arguments, env=plugin_environment)
-    out, err = process.communicate(timeout=200)
+    _, err = process.communicate(timeout=200)
     assert process.returncode in (0, 1), err
     report = json.loads((folder / "clipped" / "report.json").read_text())
     assert [step["name"] for step in report["steps"]] == ["clip_weights", "int8"]
