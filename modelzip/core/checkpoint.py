@@ -20,7 +20,6 @@ from modelzip.errors import ModelzipError, OutputError, SettingError
 
 FORMAT = 1
 _KEY = "modelzip"
-_CHECKSUM = "modelzip_crc32"  # safetensors checks sizes, and no contents
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, An
     text = json.dumps({"format": FORMAT, **header, "aliases": aliases}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata={_KEY: text, _CHECKSUM: checksum(text)})
+        # one entry: safetensors writes several in an order that differs from time to time
+        save_file(tensors, partial, metadata={_KEY: f"{checksum(text)} {text}"})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -70,23 +70,8 @@ def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, An
 def read(path: str | Path) -> tuple[Header, Callable[[nn.Module], None]]:
     """The header of a checkpoint, and a function that loads its tensors into a model."""
     path = Path(path)
-    if not path.is_file():
-        raise SettingError(f"there is no checkpoint {path}")
+    data = read_json(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
-    if _KEY not in metadata:
-        raise SettingError(f"{path} has no modelzip header; load plain weights with safetensors")
-    if metadata.get(_CHECKSUM) != checksum(metadata[_KEY]):
-        raise SettingError(f"{path} has a damaged modelzip header: its checksum is wrong")
-    try:
-        data = json.loads(metadata[_KEY])
-        if data["format"] != FORMAT:
-            raise SettingError(
-                f"{path} has format {data['format']!r}; this modelzip reads {FORMAT}"
-            )
         aliases = {str(k): str(v) for k, v in data["aliases"].items()}
         header = Header(
             step=int(data["step"]),
@@ -97,6 +82,29 @@ def read(path: str | Path) -> tuple[Header, Callable[[nn.Module], None]]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"{path} has a damaged modelzip header: {error!r}") from error
     return header, lambda model: load_tensors(model, path, aliases=aliases)
+
+
+def read_json(path: Path) -> Any:
+    """What `write` was given as the header, besides "format" and "aliases"."""
+    if not path.is_file():
+        raise SettingError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
+    if _KEY not in metadata:
+        raise SettingError(f"{path} has no modelzip header; load plain weights with safetensors")
+    found, _, text = metadata[_KEY].partition(" ")
+    if found != checksum(text):  # safetensors checks sizes, and no contents
+        raise SettingError(f"{path} has a damaged modelzip header: its checksum is wrong")
+    try:
+        data = json.loads(text)
+        if data["format"] == FORMAT:
+            return data
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"{path} has a damaged modelzip header: {error!r}") from error
+    raise SettingError(f"{path} has format {data['format']!r}; this modelzip reads {FORMAT}")
 
 
 def checksum(text: str) -> str:

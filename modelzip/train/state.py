@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,9 +65,9 @@ def save(path: Path, state: State, *, model: nn.Module, optimizer: Optimizer) ->
 
 def load(path: Path, *, run: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> State:
     """Fill model and optimizer from `path`; SettingError if it is damaged or of another run."""
+    header = checkpoint.read_json(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["modelzip"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["kind"] != _KIND:
             raise SettingError(f"{path} is no checkpoint of fine-tuning")

@@ -173,7 +173,7 @@ def test_plain_weights_are_told_apart(path: Path) -> None:
 
 
 def with_header(path: Path, text: str) -> Path:
-    metadata = {"modelzip": text, "modelzip_crc32": f"{zlib.crc32(text.encode()):08x}"}
+    metadata = {"modelzip": f"{zlib.crc32(text.encode()):08x} {text}"}
     save_file({"a": torch.zeros(1)}, path, metadata=metadata)
     return path
 
@@ -279,3 +279,12 @@ def test_old_checkpoint_is_replaced_whole(path: Path) -> None:
     saved(path)
     mz.load(net, path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_same_state_gives_the_same_bytes(path: Path) -> None:
+    written = set()
+    for _ in range(8):
+        state = {name: torch.ones(2) for name in "abc"}
+        checkpoint.write(path, state, {"kind": "x"})
+        written.add(path.read_bytes())
+    assert len(written) == 1

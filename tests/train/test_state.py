@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from modelzip.core import checkpoint
 from modelzip.errors import SettingError
 from modelzip.train import state
 
@@ -76,11 +77,18 @@ def test_another_model_is_refused(tmp_path: Path):
         state.load(tmp_path / "a", run={"seed": 0}, model=other, optimizer=optimizer(other))
 
 
-@pytest.mark.parametrize("metadata", [None, {"modelzip": "{}"}, {"modelzip": '{"kind": "x"}'}])
-def test_other_files_are_refused(tmp_path: Path, metadata):
+@pytest.mark.parametrize("header", [{}, {"kind": "x"}, {"kind": "finetune"}])
+def test_checkpoints_of_another_kind_are_refused(tmp_path: Path, header):
     model = tasks.model()
-    save_file({"x": torch.ones(1)}, tmp_path / "a", metadata=metadata)
+    checkpoint.write(tmp_path / "a", {"x": torch.ones(1)}, header)
     with pytest.raises(SettingError, match="is no checkpoint of fine-tuning"):
+        state.load(tmp_path / "a", run={}, model=model, optimizer=optimizer(model))
+
+
+def test_other_files_are_refused(tmp_path: Path):
+    model = tasks.model()
+    save_file({"x": torch.ones(1)}, tmp_path / "a")
+    with pytest.raises(SettingError, match="a has no modelzip header"):
         state.load(tmp_path / "a", run={}, model=model, optimizer=optimizer(model))
 
 
@@ -88,5 +96,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
     model = tasks.model()
     written(tmp_path / "a", model)
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:200])
-    with pytest.raises(SettingError, match="is no checkpoint of fine-tuning, or is damaged"):
+    with pytest.raises(SettingError, match="is not a readable safetensors file"):
         state.load(tmp_path / "a", run={"seed": 0}, model=model, optimizer=optimizer(model))
