@@ -1,0 +1,63 @@
+"""The recipes reach the figures they require, on real data and through the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import modelzip as mz
+from modelzip import zoo
+from modelzip.data import calibration_batches, cifar10, loader
+from modelzip.measure.machine import describe
+from modelzip.measure.parity import parity
+from modelzip.report.record import read
+from modelzip.runtime.session import load
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+MODELS = Path(os.environ.get("MODELZIP_MODELS") or "none")
+
+needs_cifar10 = pytest.mark.skipif(
+    not (os.environ.get("MODELZIP_DATA") and MODELS.is_dir()),
+    reason="MODELZIP_DATA and MODELZIP_MODELS name no folders with CIFAR-10 and its ResNets",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits",
+        pytest.param("resnet20_int8", marks=needs_cifar10),
+        pytest.param("resnet20_prune_int8", marks=needs_cifar10),
+    ],
+)
+def test_a_recipe_meets_its_requirements(name, tmp_path):
+    command = [sys.executable, "-m", "modelzip", "run", str(RECIPES / f"{name}.yaml")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / name), "--quiet"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read(tmp_path / name).parity.agreement >= 0.999
+
+
+@pytest.mark.slow
+@needs_cifar10
+@pytest.mark.skipif(
+    not {"avx512_vnni", "avx_vnni"} & set(describe().isa),
+    reason="the integer arithmetic is promised for x86 with VNNI",
+)
+@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+def test_module_and_file_are_identical_on_the_whole_test_set(name, tmp_path):
+    splits = cifar10(augment=False)
+    model = zoo.build(f"modelzip.zoo:{name}", weights=MODELS / f"{name}_cifar10.safetensors")
+    calibration = calibration_batches(splits, samples=512)
+    converted = mz.prepare(model, [mz.Int8()], calibration=calibration).convert()
+    file = mz.export_onnx(converted, calibration[0][0][:1], tmp_path / "int8.onnx")
+    with torch.no_grad():
+        found = parity(converted, load(file), (x for x, _ in loader(splits.test, batch_size=500)))
+    assert (found.n, found.identical) == (10_000, 1.0)
