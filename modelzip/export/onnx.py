@@ -29,7 +29,9 @@ from modelzip.quantization import symbolic
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
+_MOST_FOLDED = 64  # elements of a constant that is computed ahead; shapes have fewer
 _ONE_FILE = 2_000_000_000  # protobuf's limit, less room for the graph
 
 
@@ -103,8 +105,11 @@ def _to_proto(
                 input_names=input_names(args, kwargs),
                 output_names=numbered("output", outputs),
                 external_data=False,
+                optimize=False,
                 verbose=False,
             )
+            if program is not None:
+                _optimize(program.model)
     except Exception as error:  # the exporter raises whatever any of its stages raises
         raise ExportError(f"{name} cannot be exported to ONNX: {_reason(error)}") from error
     if program is None or program.exported_program is None:
@@ -120,6 +125,18 @@ def _to_proto(
     if dynamic_batch:
         _refuse_fixed_batch(proto)
     return proto
+
+
+def _optimize(graph: ir.Model) -> None:
+    """Fold shape arithmetic and fuse operators, and leave narrow weights narrow.
+
+    The exporter's own call would fold the cast of a float16 weight back into a float32 one.
+    """
+    from onnxscript import optimizer
+    from onnxscript.rewriter import onnx_fusions
+
+    optimizer.optimize(graph, input_size_limit=_MOST_FOLDED)
+    onnx_fusions.fuse(graph)
 
 
 def _refuse_unfaithful(program: torch.export.ExportedProgram, name: str) -> None:
