@@ -19,7 +19,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
+
+
+COMMANDS = re.findall(r"^modelzip (\w+)", "\n".join(blocks("")), flags=re.MULTILINE)
 
 
 def test_the_training_loop_runs(tmp_path, monkeypatch):
@@ -45,9 +49,11 @@ def test_the_recipe_shown_is_the_one_in_recipes():
     assert text == path.read_text(encoding="utf-8").partition("\n")[2]
 
 
-@pytest.mark.parametrize(
-    "command", re.findall(r"^modelzip (\w+)", "\n".join(blocks("")), flags=re.MULTILINE)
-)
+def test_every_command_is_shown():
+    assert sorted(COMMANDS) == ["check", "compare", "measure", "passes", "run"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_exist(command):
     done = subprocess.run(
         [sys.executable, "-m", "modelzip", command, "--help"], capture_output=True, text=True
