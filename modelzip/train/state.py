@@ -66,20 +66,18 @@ def save(path: Path, state: State, *, model: nn.Module, optimizer: Optimizer) ->
 def load(path: Path, *, run: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> State:
     """Fill model and optimizer from `path`; SettingError if it is damaged or of another run."""
     header = checkpoint.read_json(path)
+    if header.get("kind") != _KIND:
+        raise SettingError(f"{path} is no checkpoint of fine-tuning")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["kind"] != _KIND:
-            raise SettingError(f"{path} is no checkpoint of fine-tuning")
         tensors |= {name: tensors[source] for name, source in header["aliases"].items()}
         curve = [Epoch(**epoch) for epoch in header["curve"]]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, SettingError):
-            raise
         raise SettingError(f"{path} is no checkpoint of fine-tuning, or is damaged") from error
     if header["run"] != run:
-        changed = [f"{k} {header['run'].get(k)} -> {v}" for k, v in run.items()]
-        changed = [c for c, k in zip(changed, run, strict=True) if header["run"].get(k) != run[k]]
+        before = header["run"]
+        changed = [f"{k} {before.get(k)} -> {v}" for k, v in run.items() if before.get(k) != v]
         raise SettingError(
             f"{path} belongs to a run with other settings ({'; '.join(changed)}); "
             "delete it, or resume with the settings it was started with"
