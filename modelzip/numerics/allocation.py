@@ -40,7 +40,7 @@ def allocate(
     one_each = sparse.csr_array((np.ones(len(owners)), (owners, places)))
     found = optimize.milp(
         flat_costs / _typical_cost(costs, sizes, budget),
-        integrality=np.ones(len(owners)),
+        integrality=np.ones(len(owners), int),
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
