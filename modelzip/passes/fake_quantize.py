@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast
 
 from torch import fx, nn
@@ -31,6 +31,8 @@ class FakeQuantize(Pass):
         bits: of weights, 2 to 8, on a grid symmetric about zero. Stored as int8, below 7 bits as
             multiples of a power of two, which leaves the bias a finer step.
         activation_bits: of activations, 2 to 8; `bits` where it is None.
+        layer_bits: bits of the weights of some layers, by glob over their names or "type:Linear";
+            the first match counts. Their inputs have at least as many.
         method: "straight_through" or "lsq".
 
     The first ranges come from calibration data where there are any, else from the example inputs.
@@ -49,6 +51,7 @@ class FakeQuantize(Pass):
 
     bits: int = 8
     activation_bits: int | None = None
+    layer_bits: Mapping[str, int] | None = field(default=None, hash=False)
     method: Literal["straight_through", "lsq"] = "straight_through"
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class FakeQuantize(Pass):
         checks.integer("bits", self.bits, low=2, high=8)
         if self.activation_bits is not None:
             checks.integer("activation_bits", self.activation_bits, low=2, high=8)
+        self._set("layer_bits", attach.check_layer_bits(self.layer_bits))
         checks.choice("method", self.method, _METHODS)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
@@ -75,6 +79,7 @@ class FakeQuantize(Pass):
             model,
             layers,
             bits=self.bits,
+            layer_bits=self.layer_bits,
             activation_bits=activation_bits,
             method=self.method,
             everywhere=True,

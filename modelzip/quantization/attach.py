@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from modelzip.core import surgery
+from modelzip.core import checks, surgery
 from modelzip.core.base import Batch, LayerReport, Pass, PassReport
 from modelzip.core.graph import trace
-from modelzip.core.selection import select
-from modelzip.errors import ModelError, SelectionError, SettingError
+from modelzip.core.selection import matches, select
+from modelzip.errors import ModelError, SelectionError, SettingError, did_you_mean
 from modelzip.quantization.calibration import Calibrator, calibrate
 from modelzip.quantization.dynamic import DynamicQuantizedLinear
 from modelzip.quantization.fake import Method, WeightQuantizer
@@ -57,6 +57,54 @@ def choose_layers(
     return layers, protected
 
 
+def check_layer_bits(layer_bits: object) -> dict[str, int] | None:
+    """The setting `layer_bits` in its proper type, or SettingError; None where it is empty.
+
+    >>> check_layer_bits({"conv1": 8, "type:Linear": 8})
+    {'conv1': 8, 'type:Linear': 8}
+    """
+    if layer_bits is None or layer_bits == {}:
+        return None
+    if not isinstance(layer_bits, Mapping) or not all(isinstance(k, str) for k in layer_bits):
+        raise SettingError(f"layer_bits must map layer names to bits, got {layer_bits!r}")
+    return {
+        pattern: checks.integer(f"layer_bits[{pattern!r}]", bits, low=2, high=8)
+        for pattern, bits in layer_bits.items()
+    }
+
+
+def bits_of(
+    layers: Mapping[str, nn.Module], bits: int, layer_bits: Mapping[str, int] | None
+) -> dict[str, int]:
+    """The weight bits of each of `layers`: those of the first pattern that names it, else `bits`.
+
+    Patterns are globs over layer names, or "type:Linear". SelectionError for one that names none.
+
+    >>> bits_of({"stem": nn.Conv2d(1, 1, 1), "head": nn.Linear(1, 1)}, 4, {"type:Linear": 8})
+    {'stem': 4, 'head': 8}
+    """
+    named = named_bits(layers, layer_bits)
+    return {name: named.get(name, bits) for name in layers}
+
+
+def named_bits(
+    layers: Mapping[str, nn.Module], layer_bits: Mapping[str, int] | None
+) -> dict[str, int]:
+    """The weight bits of those of `layers` that a pattern of `layer_bits` names, as `bits_of`."""
+    found: dict[str, int] = {}
+    for pattern, bits in (layer_bits or {}).items():
+        hit = [name for name, layer in layers.items() if matches(name, layer, pattern)]
+        if not hit:
+            known = [*layers, *{f"type:{type(layer).__name__}" for layer in layers.values()}]
+            raise SelectionError(
+                f"layer_bits: {pattern!r} matches none of the {len(layers)} layers to quantize"
+                f"{did_you_mean(pattern, known)}"
+            )
+        for name in hit:
+            found.setdefault(name, bits)
+    return found
+
+
 def _is_composite(module: nn.Module) -> bool:
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     own = type(module).__module__.startswith("torch.nn")
@@ -93,11 +141,14 @@ def attach_static(
     batches: Sequence[Batch],
     calibrator: Calibrator,
     percentile: float,
+    layer_bits: Mapping[str, int] | None = None,
 ) -> fx.GraphModule:
     """`model` traced, with quantizers on the weights of `layers` and on activations.
 
+    `layer_bits` gives some layers bits of their own, and their inputs at least as many (`bits_of`).
     Ranges come from `batches`; with none, as when a checkpoint is read, they are left for later.
     """
+    named = named_bits(layers, layer_bits)
     graph = trace(model)
     called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
     unseen = [name for name in layers if name not in called]
@@ -106,13 +157,20 @@ def attach_static(
             f"{unseen[0]} is never called as a module in forward, so it cannot be quantized; "
             f"add skip: [{', '.join(unseen)}]"
         )
-    placed = place(graph, layers, bits=activation_bits, method=method, everywhere=everywhere)
+    placed = place(
+        graph,
+        layers,
+        bits=activation_bits,
+        method=method,
+        everywhere=everywhere,
+        input_bits=named,
+    )
     if batches:
         calibrate(graph, placed, batches, calibrator=calibrator, percentile=percentile)
     graph.get_submodule(CONTAINER).train(graph.training)
-    for layer in layers.values():
+    for name, layer in layers.items():
         weight = surgery.original_tensor(layer)
-        quantizer = WeightQuantizer(weight, bits=bits, method=method)
+        quantizer = WeightQuantizer(weight, bits=named.get(name, bits), method=method)
         surgery.attach(layer, quantizer.train(layer.training))
     return graph
 

@@ -13,7 +13,7 @@ Rules, in topological order; "on a grid" means quantized, or only moved about si
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import fx, nn
 
@@ -41,14 +41,19 @@ def place(
     bits: int,
     method: Method,
     everywhere: bool,
+    input_bits: Mapping[str, int] | None = None,
 ) -> list[tuple[str, ActivationQuantizer]]:
     """Insert quantizers for the integer `layers`, by module name, and list them by node name.
 
+    Those at the inputs of layers that `input_bits` names have at least as many bits as it says.
     `everywhere=False` quantizes the inputs of layers alone, and leaves every output in float.
     """
     placer = _Placer(graph, layers, bits=bits, method=method)
     for node in list(graph.graph.nodes):
         placer.visit(node, everywhere=everywhere)
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.target in (input_bits or {}):
+            _widen(module_of(graph, node.all_input_nodes[0]), (input_bits or {})[node.target])
     graph.graph.lint()
     graph.recompile()
     return placer.placed
@@ -156,6 +161,11 @@ class _Placer:
             return source.target in self.layers
         passes_on = keeps_values(self.graph, node) or relu_form(self.graph, node)
         return bool(passes_on or average_pool(self.graph, node)) and self._may_be_on_grid(source)
+
+
+def _widen(quantizer: nn.Module | None, bits: int) -> None:
+    if isinstance(quantizer, ActivationQuantizer):
+        quantizer.bits = max(quantizer.bits, bits)
 
 
 def _is_output(node: fx.Node) -> bool:

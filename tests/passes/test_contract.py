@@ -72,6 +72,7 @@ ROWS = [
     Row(mz.Int8(), norm_net, tolerance=0.02),
     Row(mz.FakeQuantize(), tolerance=0.02),
     Row(mz.FakeQuantize(bits=4, activation_bits=8, method="lsq"), tolerance=0.02),
+    Row(mz.FakeQuantize(bits=5, layer_bits={"0": 8, "type:Linear": 8}), tolerance=0.06),
     Row(mz.Cast(), tolerance=2e-3),
     Row(mz.Cast(dtype="bfloat16"), norm_net, tolerance=2e-2),
     Row(mz.Cast(weights_only=False), tolerance=1e-2),
