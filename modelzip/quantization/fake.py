@@ -14,7 +14,6 @@ from modelzip.numerics.affine import (
     fake_quantize,
     levels,
     mse_scale,
-    scale_gradient,
     symmetric_scale,
     weight_levels,
 )
@@ -68,11 +67,9 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         top = weight_levels(self.bits)
-        scale = self.current_scale(weight)
-        if self.learned:
-            scale = scale_gradient(scale, 1 / math.sqrt(top * weight[0].numel()))
-        shaped = scale.view(-1, *[1] * (weight.dim() - 1))
-        return fake_quantize(weight, shaped, low=-top, high=top)
+        shaped = self.current_scale(weight).view(-1, *[1] * (weight.dim() - 1))
+        factor = 1 / math.sqrt(top * weight[0].numel())
+        return fake_quantize(weight, shaped, low=-top, high=top, scale_factor=factor)
 
 
 class ActivationQuantizer(nn.Module):
@@ -129,16 +126,15 @@ class ActivationQuantizer(nn.Module):
             return values
         if self.training and self.method == "straight_through":
             self._follow(values.detach())
-        # copies: one quantizer may serve two places, and following moves it between them
-        scale, zero_point = self.scale.clone(), self.zero_point.clone()
+        # a copy: one quantizer may serve two places, and following moves it between them
+        scale, zero_point = self.scale.clone(), int(self.zero_point)
         if self.method == "lsq":
             scale = scale.abs().clamp_min(SMALLEST_SCALE)
             if self.form == "relu6":
                 scale = scale.clamp_max(6.0 / levels(self.bits))
-            count = max(values[0].numel(), 1)
-            scale = scale_gradient(scale, 1 / math.sqrt(levels(self.bits) * count))
         high = levels(self.bits) - zero_point
-        return fake_quantize(values, scale, low=-zero_point, high=high)
+        factor = 1 / math.sqrt(levels(self.bits) * max(values[0].numel(), 1))
+        return fake_quantize(values, scale, low=-zero_point, high=high, scale_factor=factor)
 
     def _follow(self, values: Tensor) -> None:
         low, high = torch.aminmax(values)

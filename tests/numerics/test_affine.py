@@ -12,7 +12,6 @@ from modelzip.numerics.affine import (
     levels,
     mse_scale,
     round_to_grid,
-    scale_gradient,
     symmetric_scale,
     weight_levels,
 )
@@ -113,9 +112,37 @@ def test_gradients_are_those_of_the_lsq_paper():
     assert float(scale.grad) == pytest.approx(float((upstream * by_hand).sum()), rel=1e-6)
 
 
-def test_scale_gradient_changes_the_gradient_alone():
-    values = torch.tensor([3.0, -2.0], requires_grad=True)
-    result = scale_gradient(values, 0.1)
-    assert torch.equal(result, values)
-    result.sum().backward()
-    assert values.grad.tolist() == [pytest.approx(0.1)] * 2
+@pytest.mark.parametrize("shape", [(), (4, 1, 1), (1, 3, 1)])
+def test_gradients_equal_those_of_automatic_differentiation(shape):
+    torch.manual_seed(0)
+    values = torch.randn(4, 3, 50, requires_grad=True)
+    scale = (torch.rand(shape) / 5 + 0.1).requires_grad_()
+    upstream = torch.randn(4, 3, 50)
+    (fake_quantize(values, scale, low=-3, high=7, scale_factor=0.5) * upstream).sum().backward()
+    ours = values.grad.clone(), scale.grad.clone()
+    values.grad = scale.grad = None
+    inside = torch.clamp(values / scale, -3, 7)
+    rounded = (inside + (inside.round() - inside).detach()) * scale
+    (rounded * upstream).sum().backward()
+    torch.testing.assert_close(ours[0], values.grad)
+    torch.testing.assert_close(ours[1], 0.5 * scale.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_the_scale_survives_halves_of_16_bits():
+    torch.manual_seed(0)
+    values, upstream = torch.rand(100_000).bfloat16(), torch.randn(100_000).bfloat16()
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        scale = torch.tensor(1 / 200, requires_grad=True)
+        rounded = fake_quantize(values.to(dtype), scale, low=0, high=150)
+        assert rounded.dtype == dtype
+        rounded.backward(upstream.to(dtype))
+        found.append(float(scale.grad))
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
+def test_scale_that_needs_no_gradient_gets_none():
+    values = torch.tensor([0.3], requires_grad=True)
+    fake_quantize(values, scale := torch.tensor(0.5), low=-1, high=1).backward()
+    assert scale.grad is None
+    assert values.grad.tolist() == [1.0]
