@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from modelzip.passes.int8 import Int8
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.passes.weight_only import WeightOnly
     from modelzip.run import compress
     from modelzip.train.finetune import FineTune
 
@@ -34,6 +35,7 @@ __all__ = [
     "Prepared",
     "PruneChannels",
     "Stage",
+    "WeightOnly",
     "compress",
     "export_onnx",
     "load",
@@ -55,6 +57,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "Prepared": "core.prepare",
     "PruneChannels": "passes.prune_channels",
     "Stage": "core.base",
+    "WeightOnly": "passes.weight_only",
     "compress": "run",
     "export_onnx": "export.onnx",
     "load": "core.prepare",

@@ -25,6 +25,7 @@ from modelzip.export.arguments import (
     input_names,
     numbered,
 )
+from modelzip.export.narrow import narrow
 from modelzip.quantization import symbolic
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def export_onnx(
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     proto = _to_proto(model, example_inputs, opset=opset, dynamic_batch=dynamic_batch)
     _strip(proto)
+    narrow(proto)
     _write(proto, path)
     return path
 

@@ -73,6 +73,9 @@ ROWS = [
     Row(mz.FakeQuantize(), tolerance=0.02),
     Row(mz.FakeQuantize(bits=4, activation_bits=8, method="lsq"), tolerance=0.02),
     Row(mz.FakeQuantize(bits=5, layer_bits={"0": 8, "type:Linear": 8}), tolerance=0.06),
+    Row(mz.WeightOnly()),
+    Row(mz.WeightOnly(bits=4, block_size=32)),
+    Row(mz.WeightOnly(bits=4, block_size=8, codebook="nf4"), norm_net),
     Row(mz.Cast(), tolerance=2e-3),
     Row(mz.Cast(dtype="bfloat16"), norm_net, tolerance=2e-2),
     Row(mz.Cast(weights_only=False), tolerance=1e-2),
@@ -122,7 +125,7 @@ def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
         ):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
-    if {a.pass_.name, b.pass_.name} == {"int8", "fake_quantize"}:
+    if {a.pass_.name, b.pass_.name} <= {"int8", "fake_quantize", "weight_only"}:
         with pytest.raises(SettingError, match="the model is quantized already"):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
