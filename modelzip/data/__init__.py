@@ -4,6 +4,7 @@ from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Splits, build, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.data.sources import cifar10, digits, fashion_mnist, image_folder, npz
+from modelzip.data.text import sst2
 
 __all__ = [
     "ArrayDataset",
@@ -18,4 +19,5 @@ __all__ = [
     "image_folder",
     "loader",
     "npz",
+    "sst2",
 ]

@@ -1,0 +1,30 @@
+"""Small models to compress, and building any model from "module:function" and a weights file."""
+
+from modelzip.zoo.building import build, load_weights, refuse_nan
+from modelzip.zoo.encoders import (
+    Attention,
+    Encoder,
+    EncoderLayer,
+    TextEncoder,
+    encoder,
+    text_encoder,
+)
+from modelzip.zoo.images import ResidualBlock, ResNet, depthwise_cnn, digits_cnn, resnet20, resnet56
+
+__all__ = [
+    "Attention",
+    "Encoder",
+    "EncoderLayer",
+    "ResNet",
+    "ResidualBlock",
+    "TextEncoder",
+    "build",
+    "depthwise_cnn",
+    "digits_cnn",
+    "encoder",
+    "load_weights",
+    "refuse_nan",
+    "resnet20",
+    "resnet56",
+    "text_encoder",
+]
