@@ -166,7 +166,7 @@ def _carry_out(
         record = Record(
             name=Path(out).name,
             passed=judged.passed,
-            notes=judged.notes,
+            notes=(*judged.notes, *(n for report in prepared.reports for n in report.notes)),
             seed=plan.seed,
             seconds=time.perf_counter() - start,
             machine=describe(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -271,6 +272,63 @@ class Branch(nn.Module):
         return self.head(self.last(x))
 
 
+class Steps(nn.Module):
+    """A recurrent layer by hand: a Python loop over time, and a mask that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6 + 16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert x.shape[1] > 1, "one step is no sequence"
+        state = torch.zeros(len(x), 16)
+        for t in range(x.shape[1]):
+            state = F.relu(self.inner(torch.cat([x[:, t], state], 1)))
+            if mask is not None:
+                state = state * mask[:, t : t + 1]
+        return self.head(state)
+
+
+@dataclass
+class Answer(dict[str, Any]):
+    """What a model may return: a dict that is a dataclass too."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({k: v for k, v in vars(self).items() if v is not None})
+
+
+class Answering(nn.Module):
+    """Keywords, a check of values, stacked features, and an output of a class of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more, self.head = conv_bn(3, 16), conv_bn(16, 16), nn.Linear(16, 5)
+
+    def forward(self, pixels: Tensor, *, labels: Tensor | None = None, **extra: Any) -> Answer:
+        if not isinstance(pixels, Tensor) or bool(torch.isnan(pixels).any()):
+            raise ValueError("pixels must be a tensor without NaN")
+        x = self.more(self.stem(pixels))
+        logits = self.head(sum(row.mean(-1) for row in x.unbind(2)))
+        return Answer(logits, None if labels is None else F.cross_entropy(logits, labels))
+
+
+class Collected(nn.Module):
+    """Any number of images, in a loop, and assignment to a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv_bn(3, 16), head(16)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        total = torch.zeros(images[0].size(0), 16, *images[0].shape[2:])
+        for image in images:
+            total[:, :, 1:] += self.stem(image)[:, :, 1:]
+        return self.head(total)
+
+
 class Gated(nn.Module):
     """One layer's halves, multiplied: channels i and i + 16 go together."""
 
@@ -373,10 +431,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "parametrized": (parametrized, VECTOR),
 }
 
+CAPTURED: dict[str, tuple[Callable[[], nn.Module], Any]] = {  # what fx cannot trace symbolically
+    "branch": MODELS["branch"],
+    "steps": (Steps, (2, 4, 6)),
+    "answering": (Answering, "pixels"),
+    "collected": (Collected, "images"),
+}
+
 
 def build(name: str, *, seed: int = 0) -> tuple[nn.Module, Any]:
     """A seeded model in eval mode, its BatchNorm statistics as if trained, and example inputs."""
-    make, shape = MODELS[name]
+    make, shape = (MODELS | CAPTURED)[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = make().eval()
@@ -387,6 +452,10 @@ def build(name: str, *, seed: int = 0) -> tuple[nn.Module, Any]:
                 nn.init.normal_(module.bias, 0.0, 0.2)
         if shape == "tokens":
             return model, torch.randint(0, 50, (2, 6))
+        if shape == "pixels":
+            return model, {"pixels": torch.randn(IMAGE)}
+        if shape == "images":
+            return model, (torch.randn(IMAGE), torch.randn(IMAGE))
         if shape == "two":
             return model, {"image": torch.randn(IMAGE), "vector": torch.randn(VECTOR)}
         return model, torch.randn(shape)

@@ -28,15 +28,15 @@ import torch
 from torch import nn
 from modelzip.data import Splits
 
-def branching():
-    class Branching(nn.Module):
+def looping():
+    class Looping(nn.Module):
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(64, 10)
 
         def forward(self, x):
-            return self.fc(x.flatten(1)) if x.sum() > 0 else -self.fc(x.flatten(1))
-    return Branching()
+            return torch.stack([self.fc(row.flatten()) for row in x])
+    return Looping()
 
 def wrong_dtype():
     pair = [(torch.zeros(1, 8, 8, dtype=torch.int64), 1)] * 64
@@ -200,9 +200,9 @@ def test_a_full_disk_is_one_line(folder):
             "error: targets=['fc'] matches none of the 4 ",
         ),
         (
-            ["run", "small.yaml", "--set", "model={build: 'own_cli_parts:branching'}",
+            ["run", "small.yaml", "--set", "model={build: 'own_cli_parts:looping'}",
              "--set", "steps=[{int8: {mode: static}}]"],
-            "error: Branching cannot be traced: ",
+            "error: Looping was captured on its example inputs, but ",
         ),
         (
             ["run", "small.yaml", "--set", "data={build: 'own_cli_parts:wrong_dtype'}"],

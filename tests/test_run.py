@@ -140,7 +140,7 @@ def test_compress_takes_a_model_and_steps(tmp_path):
 
 
 class Branching(nn.Module):
-    """A model that cannot be traced."""
+    """A model that fx cannot trace."""
 
     def __init__(self):
         super().__init__()
@@ -149,6 +149,14 @@ class Branching(nn.Module):
     def forward(self, x):
         x = x.flatten(1)
         return self.fc(x if x.sum() > 0 else -x)
+
+
+def test_a_captured_model_is_served_and_the_report_says_so(tmp_path):
+    torch.manual_seed(0)
+    steps = [mz.Int8(mode="static")]
+    record = mz.compress(Branching(), steps, data=digits(), out=tmp_path / "out", measure=QUICK)
+    assert "Branching.forward branches on values: captured along the path" in record.notes[-1]
+    assert record.notes[-1] in (tmp_path / "out" / "report.md").read_text()
 
 
 def with_nan():
@@ -172,7 +180,6 @@ def wrong_shape():
     ("model", "data", "steps", "error", "message"),
     [
         (with_nan, digits, [mz.Int8()], ModelError, "0.weight of .* holds NaN"),
-        (Branching, digits, [mz.Int8(mode="static")], ModelError, "Branching cannot be traced"),
         (digits_cnn, relabelled, [mz.Int8()], DataError, "label"),
         (digits_cnn, wrong_shape, [mz.Int8()], DataError, r"\[\d+, 3, 8, 8\]"),
         (

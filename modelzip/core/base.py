@@ -72,12 +72,16 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PassReport:
-    """What a pass changed, layer by layer, and which layers it left alone and why."""
+    """What a pass changed, layer by layer, and which layers it left alone and why.
+
+    `notes` are what else a reader must know, such as how the model was traced.
+    """
 
     name: str
     settings: Mapping[str, Any]
     layers: tuple[LayerReport, ...]
     protected: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

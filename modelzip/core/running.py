@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def tensors(inputs: Any) -> Iterator[Tensor]:
-    """Every tensor in a tensor, or in nested tuples, lists and dicts of them."""
+    """Every tensor in a tensor, or in nested tuples, lists, dicts and dataclasses of them."""
     if isinstance(inputs, Tensor):
         yield inputs
     elif isinstance(inputs, dict):
@@ -47,6 +48,9 @@ def tensors(inputs: Any) -> Iterator[Tensor]:
     elif isinstance(inputs, (tuple, list)):
         for value in inputs:
             yield from tensors(value)
+    elif is_dataclass(inputs) and not isinstance(inputs, type):
+        for item in fields(inputs):
+            yield from tensors(getattr(inputs, item.name))
 
 
 def as_batches(data: Iterable[Any]) -> tuple[Batch, ...]:

@@ -26,9 +26,11 @@ class Positional(nn.Module):
         self.model = model
         self.keywords = keywords
 
-    def forward(self, *values: Any) -> Any:
+    def forward(self, *values: Any) -> tuple[Tensor, ...]:
         count = len(values) - len(self.keywords)
-        return self.model(*values[:count], **dict(zip(self.keywords, values[count:], strict=True)))
+        keywords = dict(zip(self.keywords, values[count:], strict=True))
+        # the exporter knows no classes of a user's own
+        return tuple(tensors(self.model(*values[:count], **keywords)))
 
 
 def batch_of_two(inputs: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from modelzip.core import checks, surgery
 from modelzip.core.base import Batch, Context, Need, Pass, PassReport, Stage
+from modelzip.core.graph import notes_of
 from modelzip.quantization import attach
 from modelzip.quantization.fake import WeightQuantizer
 from modelzip.quantization.freeze import freeze
@@ -66,13 +67,17 @@ class FakeQuantize(Pass):
         layers, protected = attach.choose_layers(self, model)
         context.record["protected"] = protected
         batches = context.calibration or (Batch(context.example_inputs, None),)
-        return self._attach(model, layers, batches)
+        return self._attach(model, layers, batches, context)
 
     def restore(self, model: nn.Module, context: Context) -> nn.Module:
-        return self._attach(model, attach.choose_layers(self, model)[0], ())
+        return self._attach(model, attach.choose_layers(self, model)[0], (), context)
 
     def _attach(
-        self, model: nn.Module, layers: dict[str, nn.Module], batches: Sequence[Batch]
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        batches: Sequence[Batch],
+        context: Context,
     ) -> nn.Module:
         activation_bits = self.bits if self.activation_bits is None else self.activation_bits
         return attach.attach_static(
@@ -84,6 +89,7 @@ class FakeQuantize(Pass):
             method=self.method,
             everywhere=True,
             batches=batches,
+            context=context,
             calibrator="minmax" if activation_bits > 4 else "mse",
             percentile=100.0,
         )
@@ -91,4 +97,5 @@ class FakeQuantize(Pass):
     def convert(self, model: nn.Module, context: Context) -> PassReport:
         before = {name: layer for name, layer, _ in surgery.all_attached(model, WeightQuantizer)}
         freeze(cast(fx.GraphModule, model))
-        return attach.report(self, before, model, context.record["protected"])
+        notes = notes_of(context.record)
+        return attach.report(self, before, model, context.record["protected"], notes=notes)

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from modelzip.core import checks, surgery
 from modelzip.core.base import Context, Need, Pass, PassReport, Stage
+from modelzip.core.graph import notes_of
 from modelzip.errors import SettingError
 from modelzip.quantization import attach, dynamic
 from modelzip.quantization.calibration import CALIBRATORS, Calibrator
@@ -93,6 +94,7 @@ class Int8(Pass):
             method="fixed",
             everywhere=context.record["mode"] == "static",
             batches=context.calibration,
+            context=context,
             calibrator=self.calibrator,
             percentile=self.percentile,
         )
@@ -104,7 +106,7 @@ class Int8(Pass):
         else:
             freeze(cast(fx.GraphModule, model))
         protected: dict[str, Any] = context.record["protected"]
-        return attach.report(self, before, model, protected)
+        return attach.report(self, before, model, protected, notes=notes_of(context.record))
 
     def _mode(self, model: nn.Module) -> str:
         if self.mode != "auto":

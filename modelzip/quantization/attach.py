@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelzip.core import checks, surgery
-from modelzip.core.base import Batch, LayerReport, Pass, PassReport
-from modelzip.core.graph import trace
+from modelzip.core.base import Batch, Context, LayerReport, Pass, PassReport
+from modelzip.core.graph import notes_of, trace
 from modelzip.core.selection import matches, select
 from modelzip.errors import ModelError, SelectionError, SettingError, did_you_mean
 from modelzip.quantization.calibration import Calibrator, calibrate
@@ -141,18 +141,24 @@ def attach_static(
     batches: Sequence[Batch],
     calibrator: Calibrator,
     percentile: float,
+    context: Context,
     layer_bits: Mapping[str, int] | None = None,
 ) -> fx.GraphModule:
     """`model` traced, with quantizers on the weights of `layers` and on activations.
 
     `layer_bits` gives some layers bits of their own, and their inputs at least as many (`bits_of`).
     Ranges come from `batches`; with none, as when a checkpoint is read, they are left for later.
+    `context` is for tracing; layers off a captured path join `context.record["protected"]`.
     """
     named = named_bits(layers, layer_bits)
-    graph = trace(model)
+    graph = trace(model, context)
     called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
     unseen = [name for name in layers if name not in called]
-    if unseen:
+    if unseen and notes_of(context.record) and len(unseen) < len(layers):
+        reason = "not on the path that was captured"
+        context.record["protected"] |= dict.fromkeys(unseen, reason)
+        layers = {name: layer for name, layer in layers.items() if name in called}
+    elif unseen:
         raise ModelError(
             f"{unseen[0]} is never called as a module in forward, so it cannot be quantized; "
             f"add skip: [{', '.join(unseen)}]"
@@ -180,6 +186,8 @@ def report(
     before: Mapping[str, nn.Module],
     after: nn.Module,
     protected: Mapping[str, str],
+    *,
+    notes: tuple[str, ...] = (),
 ) -> PassReport:
     """What quantizing the layers `before` made of them, as they are in `after`."""
     rows = []
@@ -200,7 +208,11 @@ def report(
             )
         )
     return PassReport(
-        name=pass_.name, settings=pass_.settings(), layers=tuple(rows), protected=dict(protected)
+        name=pass_.name,
+        settings=pass_.settings(),
+        layers=tuple(rows),
+        protected=dict(protected),
+        notes=notes,
     )
 
 

@@ -69,7 +69,8 @@ def _effect(report: PassReport) -> list[str]:
         f"{len(rows)} layers: parameters {before:,} -> {after:,}, {zeros:,} of them zero, "
         f"in {width} bits"
     ]
-    return lines + [f"leaves {layer}: {why}" for layer, why in report.protected.items()]
+    lines += [f"leaves {layer}: {why}" for layer, why in report.protected.items()]
+    return lines + [f"note: {note}" for note in report.notes]
 
 
 def _summary(kind: type[Any]) -> str:

@@ -26,17 +26,24 @@ def test_a_plan_counts_what_a_pass_changes():
     layer = LayerReport(
         name="fc", kind="Linear", parameters_before=2000, parameters_after=1500, nonzero=900, bits=8
     )
-    report = PassReport(name="int8", settings={}, layers=(layer,), protected={"head": "too small"})
+    report = PassReport(
+        name="int8",
+        settings={},
+        layers=(layer,),
+        protected={"head": "too small"},
+        notes=("captured",),
+    )
     resolved = {
         "steps": [{"finetune": {"epochs": 1, "steps": None}}, {"int8": {"mode": "auto"}}],
         "export": {"opset": 21},
         "measure": {},
         "require": {},
     }
-    assert plan("a.yaml", resolved, [report]).splitlines()[:5] == [
+    assert plan("a.yaml", resolved, [report]).splitlines()[:6] == [
         "a.yaml is valid; nothing was run",
         "1. finetune (epochs: 1)",
         "2. int8 (mode: auto)",
         "   1 layers: parameters 2,000 -> 1,500, 600 of them zero, in 8 bits",
         "   leaves head: too small",
+        "   note: captured",
     ]
