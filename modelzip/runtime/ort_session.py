@@ -11,6 +11,7 @@ import onnxruntime
 from modelzip.errors import ExportError
 from modelzip.runtime import onnx_file
 from modelzip.runtime.inputs import Array, InputSpec, match
+from modelzip.runtime.operators import one_line, refusal
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {
@@ -46,7 +47,7 @@ class OrtSession:
             # reading a name can fail too: it need not be UTF-8
             described = [(node.name, node.type, node.shape) for node in self.native.get_inputs()]
         except Exception as error:  # its errors have no common base but Exception
-            raise ExportError(f"{path}: onnxruntime cannot load it: {one_line(error)}") from error
+            raise refusal(path, "onnxruntime", error) from error
         if self.native.get_providers()[0] != _PROVIDERS[device]:  # it falls back without a word
             raise ExportError(
                 f"{path}: onnxruntime could not start {_PROVIDERS[device]}; "
@@ -97,16 +98,6 @@ def missing_provider(device: str) -> str:
         f"onnxruntime on {device}: onnxruntime {onnxruntime.__version__} as installed has no "
         f"{_PROVIDERS[device]}; pip install onnxruntime-gpu in its place"
     )
-
-
-def one_line(error: BaseException) -> str:
-    """The message of `error` on one line of at most 300 characters.
-
-    >>> one_line(ValueError("a\\n  b"))
-    'a b'
-    """
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _spec(path: Path, name: str, kind: str, lengths: list[int | str | None]) -> InputSpec:

@@ -1,8 +1,12 @@
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from modelzip.errors import ExportError, SettingError
@@ -37,15 +41,55 @@ def test_a_missing_compiler_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+def test_a_runtime_that_is_not_installed_names_its_extra(
+    linear_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    why = "openvino on cpu: OpenVINO is not installed; pip install 'modelzip[openvino]'"
+    assert missing("openvino", "cpu") == why
+    with pytest.raises(ExportError, match=re.escape(why)):
+        load(linear_file, runtime="openvino")
+
+
+def test_openvino_is_for_the_cpu() -> None:
+    assert missing("openvino", "cuda").startswith("openvino on cuda: it runs on the CPU; use onnx")
+
+
+def test_a_precision_that_the_processor_lacks_is_said() -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision, capability in (("bfloat16", "BF16"), ("float16", "FP16"), ("float32", "FP32")):
+        why = missing("openvino", "cpu", precision=precision)
+        line = f"openvino on cpu in {precision}: this processor has no instructions for it"
+        assert why == ("" if capability in known else line)
+
+
+def test_an_operator_is_missed_where_the_other_runtime_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = helper.make_node("Frobnicate", ["x"], ["y"], domain="acme")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("acme", 1)]
+    path = tmp_path / "own.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"Frobnicate: .*; the other runtime is not here to try"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"runtime": "onnxruntme"}, "runtime has no choice 'onnxruntme'; did you mean"),
         ({"device": "gpu"}, "device has no choice 'gpu'"),
         ({"precision": "half"}, "precision has no choice 'half'"),
-        ({"precision": "float16"}, "precision='float16' is for modules; a file computes in"),
+        ({"precision": "float16"}, "precision='float16' is not for onnxruntime, which computes in"),
         ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
-        ({"runtime": "torch"}, r"torch runs modules, not files; use onnxruntime for .*linear"),
+        (
+            {"runtime": "torch"},
+            r"torch runs modules, not files; use onnxruntime or openvino for .*l",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
