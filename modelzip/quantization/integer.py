@@ -8,6 +8,7 @@ While exporting they write the operators the runtime fuses into those kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Grid(NamedTuple):
         return centred.round_().clamp_(-self.zero_point, self.top - self.zero_point)
 
 
-class _OnGrid(nn.Module):
+class OnGrid(nn.Module):
     """Base of modules whose output lies on a grid, or is plain float where `out` is None."""
 
     out_scale: Tensor
@@ -58,7 +59,7 @@ class _OnGrid(nn.Module):
         return f"scale={float(self.out_scale):.4g}, zero_point={self.out_zero_point}"
 
 
-class Quantize(_OnGrid):
+class Quantize(OnGrid):
     """Rounds float values to a grid: QuantizeLinear, then DequantizeLinear."""
 
     def forward(self, values: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ class Quantize(_OnGrid):
         return self.out.clip(values / self.out_scale) * self.out_scale
 
 
-class QuantizedAdd(_OnGrid):
+class QuantizedAdd(OnGrid):
     """The sum of two values on grids, rounded to a third, with an optional ReLU."""
 
     a_scale: Tensor
@@ -94,7 +95,7 @@ class QuantizedAdd(_OnGrid):
         return k.round_().clamp_(0, self.out_top).sub_(zc).mul_(self.out_scale)
 
 
-class QuantizedAveragePool(_OnGrid):
+class QuantizedAveragePool(OnGrid):
     """Average pooling from one grid to another, over `dims` or over windows."""
 
     in_scale: Tensor
@@ -116,7 +117,7 @@ class QuantizedAveragePool(_OnGrid):
         """`window` holds keywords of `avg_pool2d`; without any it averages over `dims`."""
         if not window:
             return self._over_dims(values)
-        if _covers(values, **window):
+        if covers(values.shape, **window):
             return self._whole(values)
         average = F.avg_pool2d(values, **window)
         if symbolic.is_exporting():
@@ -146,7 +147,7 @@ class QuantizedAveragePool(_OnGrid):
         return self.out.clip(total * multiplier) * self.out_scale
 
 
-class _QuantizedLayer(_OnGrid):
+class QuantizedLayer(OnGrid):
     """Integer weights and bias, shared by convolution and linear layers."""
 
     weight: Tensor
@@ -201,7 +202,7 @@ class _QuantizedLayer(_OnGrid):
         return self._emit(F.relu(values) if self.relu else values)
 
 
-class QuantizedConv(_QuantizedLayer):
+class QuantizedConv(QuantizedLayer):
     """A 1-D or 2-D convolution on integers. A float output is computed in float."""
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, *args: Any, **kwargs: Any) -> None:
@@ -230,7 +231,7 @@ class QuantizedConv(_QuantizedLayer):
         return self._requantize(total, shape)
 
 
-class QuantizedLinear(_QuantizedLayer):
+class QuantizedLinear(QuantizedLayer):
     """A linear layer on integers, to integers or to float.
 
     With `rows_only`, set where a batch norm was folded in, the input must have two dimensions.
@@ -267,7 +268,11 @@ class QuantizedLinear(_QuantizedLayer):
         return torch.matmul(values, transposed) + self.bias.float() * self.bias_scale
 
 
-def _covers(values: Tensor, kernel_size: Any, padding: Any = 0, **_: Any) -> bool:
-    """Whether an average-pooling window is the whole image."""
+def covers(shape: Sequence[int | None], kernel_size: Any, padding: Any = 0, **_: Any) -> bool:
+    """Whether an average-pooling window is the whole image of a batch of this shape.
+
+    >>> covers((1, 3, 7, 7), kernel_size=7), covers((1, 3, 7, 7), kernel_size=3)
+    (True, False)
+    """
     size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-    return values.dim() == 4 and size == tuple(values.shape[2:]) and padding in (0, (0, 0), [0, 0])
+    return len(shape) == 4 and size == tuple(shape[2:]) and padding in (0, (0, 0), [0, 0])
