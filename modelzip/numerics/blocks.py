@@ -23,7 +23,7 @@ def split(weight: Tensor, block_size: int | None) -> Tensor:
     missing = -rows.shape[1] % length
     if missing:
         rows = F.pad(rows, (0, missing))
-    return rows.unflatten(1, (-1, length))
+    return rows.view(len(weight), -1, length)
 
 
 def join(blocks: Tensor, shape: Sequence[int]) -> Tensor:

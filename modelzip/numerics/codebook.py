@@ -37,4 +37,6 @@ def nearest(values: Tensor, codebook: Tensor) -> Tensor:
 
 def _quantiles(outermost: float, count: int) -> Tensor:
     """Normal quantiles at `count` probabilities from `outermost` down to just above one half."""
-    return torch.special.ndtri(torch.linspace(outermost, 0.5, count + 1, dtype=torch.float64)[:-1])
+    steps = torch.linspace(outermost, 0.5, count + 1, dtype=torch.float64)[:-1]
+    values: Tensor = torch.special.ndtri(steps)
+    return values
