@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from modelzip.errors import ModelzipError
     from modelzip.export.onnx import export_onnx
     from modelzip.passes.cast import Cast
+    from modelzip.passes.equalize import Equalize
     from modelzip.passes.fake_quantize import FakeQuantize
     from modelzip.passes.int8 import Int8
     from modelzip.passes.magnitude_prune import MagnitudePrune
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Cast",
     "Context",
+    "Equalize",
     "FakeQuantize",
     "FineTune",
     "Int8",
@@ -46,6 +48,7 @@ __all__ = [
 _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "Cast": "passes.cast",
     "Context": "core.base",
+    "Equalize": "passes.equalize",
     "FakeQuantize": "passes.fake_quantize",
     "FineTune": "train.finetune",
     "Int8": "passes.int8",

@@ -67,6 +67,7 @@ ROWS = [
     ),
     Row(mz.PruneChannels(sparsity=0.5)),
     Row(mz.PruneChannels(macs="0.5x", round_to=1, importance="l1", scope="layer")),
+    Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
     Row(mz.Int8(mode="linear"), norm_net, tolerance=0.02),
     Row(mz.Int8(), norm_net, tolerance=0.02),
