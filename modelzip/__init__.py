@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelzip.passes.int8 import Int8
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.passes.smooth_quant import SmoothQuant
     from modelzip.passes.weight_only import WeightOnly
     from modelzip.run import compress
     from modelzip.train.finetune import FineTune
@@ -36,6 +37,7 @@ __all__ = [
     "PassReport",
     "Prepared",
     "PruneChannels",
+    "SmoothQuant",
     "Stage",
     "WeightOnly",
     "compress",
@@ -59,6 +61,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "PassReport": "core.base",
     "Prepared": "core.prepare",
     "PruneChannels": "passes.prune_channels",
+    "SmoothQuant": "passes.smooth_quant",
     "Stage": "core.base",
     "WeightOnly": "passes.weight_only",
     "compress": "run",

@@ -40,6 +40,12 @@ def norm_net() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
 
 
+def smooth_net() -> nn.Module:
+    torch.manual_seed(0)
+    hidden = [nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)]
+    return nn.Sequential(nn.LayerNorm(16), *hidden, nn.LayerNorm(16), nn.Linear(16, 4))
+
+
 @dataclass(frozen=True)
 class Row:
     """A pass with settings, and what it is tried on."""
@@ -77,6 +83,8 @@ ROWS = [
     Row(mz.WeightOnly()),
     Row(mz.WeightOnly(bits=4, block_size=32)),
     Row(mz.WeightOnly(bits=4, block_size=8, codebook="nf4"), norm_net),
+    Row(mz.SmoothQuant(), smooth_net),
+    Row(mz.SmoothQuant(alpha=0.8, skip=("0",)), smooth_net),
     Row(mz.Cast(), tolerance=2e-3),
     Row(mz.Cast(dtype="bfloat16"), norm_net, tolerance=2e-2),
     Row(mz.Cast(weights_only=False), tolerance=1e-2),
@@ -109,7 +117,9 @@ def pairs() -> Iterator[tuple[Row, Row]]:
             continue
         if b.pass_.name == "cast":
             a = replace(a, pass_=replace(a.pass_, skip=("0",)))
-        yield a, b
+        made = [row.make_model for row in (a, b) if row.make_model is not conv_net]
+        model = made[0] if made else conv_net
+        yield replace(a, make_model=model), replace(b, make_model=model)
 
 
 def name_pair(value: Any) -> str:
@@ -118,7 +128,7 @@ def name_pair(value: Any) -> str:
 
 @pytest.mark.parametrize(("a", "b"), list(pairs()), ids=name_pair)
 def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
-    model, x = conv_net(), a.inputs
+    model, x = a.make_model(), a.inputs
     given: dict[str, Any] = {"example_inputs": x, "calibration": [x]}
     if b.pass_.stage < a.pass_.stage:
         with pytest.raises(
@@ -141,7 +151,7 @@ def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
     assert float((converted - prepared).abs().max()) <= limit
     zipped.save(tmp_path / "pair.safetensors")
     with torch.no_grad():
-        assert torch.equal(mz.load(conv_net, tmp_path / "pair.safetensors")(x), converted)
+        assert torch.equal(mz.load(a.make_model, tmp_path / "pair.safetensors")(x), converted)
     export_onnx(small, x, tmp_path / "pair.onnx")
     (served,) = session.load(tmp_path / "pair.onnx").run(x)
     assert float((torch.from_numpy(served) - converted).abs().max()) <= limit
