@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modelzip.passes.equalize import Equalize
     from modelzip.passes.fake_quantize import FakeQuantize
     from modelzip.passes.int8 import Int8
+    from modelzip.passes.learn_bits import LearnBits
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.prune_channels import PruneChannels
     from modelzip.passes.smooth_quant import SmoothQuant
@@ -30,6 +31,7 @@ __all__ = [
     "FakeQuantize",
     "FineTune",
     "Int8",
+    "LearnBits",
     "MagnitudePrune",
     "ModelzipError",
     "Need",
@@ -54,6 +56,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "FakeQuantize": "passes.fake_quantize",
     "FineTune": "train.finetune",
     "Int8": "passes.int8",
+    "LearnBits": "passes.learn_bits",
     "MagnitudePrune": "passes.magnitude_prune",
     "ModelzipError": "errors",
     "Need": "core.base",

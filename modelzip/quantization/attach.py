@@ -143,6 +143,7 @@ def attach_static(
     percentile: float,
     context: Context,
     layer_bits: Mapping[str, int] | None = None,
+    weight_quantizer: type[WeightQuantizer] = WeightQuantizer,
 ) -> fx.GraphModule:
     """`model` traced, with quantizers on the weights of `layers` and on activations.
 
@@ -176,7 +177,7 @@ def attach_static(
     graph.get_submodule(CONTAINER).train(graph.training)
     for name, layer in layers.items():
         weight = surgery.original_tensor(layer)
-        quantizer = WeightQuantizer(weight, bits=named.get(name, bits), method=method)
+        quantizer = weight_quantizer(weight, bits=named.get(name, bits), method=method)
         surgery.attach(layer, quantizer.train(layer.training))
     return graph
 

@@ -80,6 +80,8 @@ ROWS = [
     Row(mz.FakeQuantize(), tolerance=0.02),
     Row(mz.FakeQuantize(bits=4, activation_bits=8, method="lsq"), tolerance=0.02),
     Row(mz.FakeQuantize(bits=5, layer_bits={"0": 8, "type:Linear": 8}), tolerance=0.06),
+    Row(mz.LearnBits(size="0.16x"), training_steps=4, tolerance=0.02),
+    Row(mz.LearnBits(size="0.13x", settle=0.9), training_steps=8, tolerance=0.02),
     Row(mz.WeightOnly()),
     Row(mz.WeightOnly(bits=4, block_size=32)),
     Row(mz.WeightOnly(bits=4, block_size=8, codebook="nf4"), norm_net),
@@ -130,13 +132,14 @@ def name_pair(value: Any) -> str:
 def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
     model, x = a.make_model(), a.inputs
     given: dict[str, Any] = {"example_inputs": x, "calibration": [x]}
+    given["training_steps"] = a.training_steps or b.training_steps
     if b.pass_.stage < a.pass_.stage:
         with pytest.raises(
             SettingError, match=f"{b.pass_.name} .* must come before {a.pass_.name}"
         ):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
-    if {a.pass_.name, b.pass_.name} <= {"int8", "fake_quantize", "weight_only"}:
+    if {a.pass_.name, b.pass_.name} <= {"int8", "fake_quantize", "learn_bits", "weight_only"}:
         with pytest.raises(SettingError, match="the model is quantized already"):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
