@@ -1,4 +1,4 @@
-"""The command line: `modelzip run | check | passes | measure | compare`."""
+"""The command line: `modelzip run | check | verify | passes | measure | compare`."""
 
 from __future__ import annotations
 
@@ -94,6 +94,26 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    samples: Annotated[int, typer.Option(help="Test samples to compare on.")] = 1000,
+) -> None:
+    """Compare the file of a finished run with its model, layer by layer, and with its report.
+
+    Exit status: 0 the file computes what the model does, 1 it does not or is not the report's,
+    2 there is no such run.
+
+    Example: modelzip verify runs/digits
+    """
+    from modelzip.recipe.verify import verify as check_again
+    from modelzip.report.layers import verification
+
+    found = check_again(folder, samples=samples)
+    typer.echo(verification(found.layers, found.accuracy, found.problems))
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
 def passes(
     name: Annotated[
         Optional[str],  # noqa: UP045
@@ -121,14 +141,23 @@ def measure(
         typer.Option(help="Repeat for more. [default: 1, 32]"),
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Bits, bytes and time of each layer instead.")
+    ] = False,
 ) -> None:
     """Measure size, latency and memory of MODEL.onnx on random inputs.
 
     Example: modelzip measure runs/digits/model.onnx --against runs/digits/baseline.onnx
     """
-    from modelzip.report.inspection import inspect
+    from modelzip.report.inspection import inspect, inspect_layers
 
-    typer.echo(inspect(model, against=against, batch_sizes=batch_size or [1, 32], threads=threads))
+    sizes = batch_size or ([1] if layers else [1, 32])
+    if layers:
+        for size in sizes:
+            typer.echo(f"batch {size}")
+            typer.echo(inspect_layers(model, against=against, batch_size=size, threads=threads))
+    else:
+        typer.echo(inspect(model, against=against, batch_sizes=sizes, threads=threads))
 
 
 @app.command()

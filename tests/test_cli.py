@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from modelzip import cli
 from modelzip.report.record import read
@@ -103,6 +105,29 @@ def finished(folder):
 
 def test_a_run_leaves_its_report_and_status_0(finished):
     assert read(finished).passed
+
+
+def test_a_run_is_verified_layer_by_layer(folder, finished):
+    process = start(folder, "verify", "runs/small")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "identical on 360 samples" in out
+    assert out.rstrip().endswith("PASS: the file computes what its model does, as reported")
+
+
+def test_a_tampered_file_fails_verification_and_names_the_layer(folder, finished):
+    other = shutil.copytree(finished, folder / "tampered")
+    model = onnx.load(other / "model.onnx")
+    weight = next(t for t in model.graph.initializer if t.name == "3.weight")
+    array = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(array[::-1].copy(), weight.name))
+    onnx.save(model, other / "model.onnx")
+    process = start(folder, "verify", "tampered", "--samples", "64")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, err
+    assert "first differing layer: 3, " in out
+    assert "! model.onnx is not the file of the report: its SHA-256 is another" in out
+    assert out.rstrip().endswith("FAIL")
 
 
 def test_a_missed_requirement_is_status_1(modelzip, finished):
@@ -208,6 +233,7 @@ def test_a_full_disk_is_one_line(folder):
             ["run", "small.yaml", "--set", "data={build: 'own_cli_parts:wrong_dtype'}"],
             "error: Sequential does not take the data's items, int64 [1, 8, 8]: ",
         ),
+        (["verify", "none"], "error: there is no none; give the folder of a finished run"),
         (["compare", "none"], "error: there is no none; give the folder of a finished run"),
         (["measure", "none.onnx"], "error: there is no file none.onnx"),
         (["measure", "small.yaml"], "error: small.yaml is not an ONNX file"),
@@ -285,7 +311,7 @@ def test_runs_are_compared(modelzip, finished):
     assert [line.split()[1] for line in out.splitlines()[2:]] == ["pass", "pass"]
 
 
-@pytest.mark.parametrize("command", ["run", "check", "passes", "measure", "compare"])
+@pytest.mark.parametrize("command", ["run", "check", "verify", "passes", "measure", "compare"])
 def test_every_command_shows_an_example(modelzip, command):
     status, out, _ = modelzip(command, "--help")
     assert status == 0

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from modelzip.measure.latency import latency_table
+from modelzip.measure.layer_size import layer_sizes
 from modelzip.measure.memory import peak_memory
+from modelzip.measure.profile import layer_times
 from modelzip.measure.size import file_size
 from modelzip.report.text import count, kilobytes, table, times
 from modelzip.runtime.inputs import Array, InputSpec
@@ -66,6 +68,42 @@ def inspect(
     rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
     headers = ["", str(against), str(path), "ratio"]
     return f"{table(rows, headers)}\n\n{_outputs(sessions, inputs)}"
+
+
+def inspect_layers(
+    path: Path, *, against: Path | None, batch_size: int, threads: int, seed: int = 0
+) -> str:
+    """Bits, bytes and time of each layer of the file, beside its time in another if one is given.
+
+    Operators that belong to no layer, such as additions, are in brackets, a row for each kind.
+    Inputs are those of `inspect`; the errors are its own too.
+    """
+    inputs = random_inputs(load(path).inputs, samples=batch_size, seed=seed)
+    stored = layer_sizes(path, example_inputs=inputs)
+    total = sum(size.size_bytes for size in stored.values())
+    rows = []
+    timed = layer_times(path, inputs, threads=threads)
+    for row in timed:
+        size = stored.get(row.layer)
+        rows.append(
+            [
+                row.layer or f"({row.ops[0]})",
+                " ".join(row.ops),
+                f"{size.bits:.1f}" if size else "",
+                f"{size.size_bytes / 1000:.2f}" if size else "",
+                f"{size.size_bytes / total:.1%}" if size else "",
+                f"{row.time_ms:.4f}",
+                f"{row.share:.1%}",
+            ]
+        )
+    headers = ["layer", "operators", "bits", "KB", "of size", "ms", "of time"]
+    if against is not None:
+        headers += [f"ms in {against.name}", "ratio"]
+        there = {r.layer: r.time_ms for r in layer_times(against, inputs, threads=threads)}
+        for cells, row in zip(rows, timed, strict=True):
+            other = there.get(row.layer) if row.layer else None
+            cells += [f"{other:.4f}", times(row.time_ms, other)] if other else ["", ""]
+    return table(rows, headers)
 
 
 def random_inputs(specs: Sequence[InputSpec], *, samples: int, seed: int = 0) -> dict[str, Array]:

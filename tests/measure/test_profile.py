@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from modelzip.errors import DataError, SettingError
-from modelzip.measure.profile import profile
+from modelzip.measure.profile import layer_times, profile
 
 
 def test_every_operator_has_a_row_and_shares_add_up(float_file: Path, images: np.ndarray) -> None:
@@ -31,3 +31,20 @@ def test_it_leaves_no_file(
 def test_runs_are_checked(float_file: Path, images: np.ndarray) -> None:
     with pytest.raises(SettingError, match="runs must be an integer of at least 1, got 0"):
         profile(float_file, images, runs=0)
+
+
+def test_layers_have_what_runs_for_them(int8_file: Path, images: np.ndarray) -> None:
+    rows = layer_times(int8_file, images, runs=5)
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    named = {row.layer: row for row in rows if row.layer}
+    assert set(named) == {"conv", "fc"}
+    # the quantizer of its input is the convolution's own
+    assert "QuantizeLinear" in named["conv"].ops
+    others = {row.ops[0].removeprefix("Nchwc") for row in rows if not row.layer}
+    assert "MaxPool" in others
+    assert all(len(row.ops) == 1 for row in rows if not row.layer)
+
+
+def test_fused_operators_count_for_their_layer(float_file: Path, images: np.ndarray) -> None:
+    rows = layer_times(float_file, images, runs=5)
+    assert [row.layer for row in rows if row.layer] == ["conv", "fc"]

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from modelzip.errors import DataError
-from modelzip.report.inspection import inspect, random_inputs
+from modelzip.report.inspection import inspect, inspect_layers, random_inputs
 from modelzip.runtime.inputs import InputSpec
 
 
@@ -48,3 +48,15 @@ def test_files_with_other_inputs_cannot_be_compared(tmp_path):
     two = scaling(tmp_path / "two.onnx", by=1.0, width=3)
     with pytest.raises(DataError, match=r"has shape \[16, 3\]|has shape \[1, 3\]"):
         inspect(two, against=one, batch_sizes=[1], threads=1)
+
+
+def test_layers_are_listed_with_bits_bytes_and_time(tmp_path):
+    one, two = (scaling(tmp_path / f"{by}.onnx", by=by, width=4) for by in (1.0, 2.0))
+    text = inspect_layers(two, against=one, batch_size=2, threads=1)
+    header, _, row = text.splitlines()
+    assert header.split() == [
+        "layer", "operators", "bits", "KB", "of", "size", "ms", "of", "time", "ms", "in",
+        "1.0.onnx", "ratio",
+    ]  # fmt: skip
+    assert row.split()[:2] == ["(Mul)", "Mul"]
+    assert "100.0%" in row
