@@ -33,7 +33,9 @@ _ISA = (
     ("bf16", "bf16"),
     ("sve", "sve"),
 )
-_PACKAGES = ("modelzip", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "torch-pruning")
+_PACKAGES = (
+    "modelzip", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "torch-pruning",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

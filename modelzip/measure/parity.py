@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from modelzip.core.running import call, evaluating, tensors
-from modelzip.errors import DataError
+from modelzip.errors import DataError, ModelzipError
 from modelzip.runtime.inputs import Array, as_array
 from modelzip.runtime.session import Session
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,16 @@ class Parity:
     scale: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class ParityRow(Parity):
+    """How close the answers of model `name`, served in this way, are to its module's."""
+
+    name: str
+    runtime: str
+    device: str
+    precision: str
+
+
 def parity(module: nn.Module, session: Session, batches: Iterable[Any]) -> Parity:
     """Run `module` and `session` on every batch of inputs and compare every output.
 
@@ -48,61 +60,98 @@ def parity(module: nn.Module, session: Session, batches: Iterable[Any]) -> Parit
         DataError: there are no batches, outputs differ in number or shape, or one of them
             holds a value that is not finite.
     """
-    n, agree, identical, total, count = 0, 0, 0, 0.0, 0
-    largest = scale = 0.0
+    return parities(module, {"": session}, batches)[""]
+
+
+def parities(
+    module: nn.Module,
+    sessions: Mapping[K, Session],
+    batches: Iterable[Any],
+    *,
+    failed: Callable[[K, ModelzipError], object] | None = None,
+) -> dict[K, Parity]:
+    """`parity` of several sessions with `module`, which is run once.
+
+    A session that cannot be compared is handed to `failed`, with the reason, and left out; without
+    `failed` that is an error.
+    """
+    tallies = {key: _Tally() for key in sessions}
+    n = 0
     with evaluating(module):
         for inputs in batches:
-            pairs = _outputs(module, session, inputs, first=n)
-            size = len(pairs[0][0])
-            same = np.ones(size, dtype=bool)
-            equal = np.ones(size, dtype=bool)
-            for ours, theirs in pairs:
-                difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-                if difference.size:
-                    largest = max(largest, float(difference.max()))
-                    scale = max(scale, float(np.abs(ours).max()))
-                total += float(difference.sum())
-                count += difference.size
-                equal &= (difference.reshape(size, -1) == 0).all(axis=1)
-                if ours.ndim > 1:
-                    hits = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
-                    same &= hits.reshape(size, -1).all(axis=1)
-            n += size
-            agree += int(same.sum())
-            identical += int(equal.sum())
+            ours = [as_array(t) for t in tensors(call(module, inputs))]
+            _check(ours, "module", first=n)
+            for key in list(tallies):
+                try:
+                    tallies[key].add(ours, _answers(sessions[key], inputs, ours, first=n))
+                except ModelzipError as error:
+                    if failed is None:
+                        raise
+                    failed(key, error)
+                    del tallies[key]
+            n += len(ours[0])
     if not n:
         raise DataError("there are no samples to compare on; give at least one batch")
-    return Parity(
-        n=n,
-        agreement=agree / n,
-        identical=identical / n,
-        max_difference=largest,
-        mean_difference=total / max(count, 1),
-        scale=scale,
-    )
+    return {key: tally.parity() for key, tally in tallies.items()}
 
 
-def _outputs(
-    module: nn.Module, session: Session, inputs: Any, *, first: int
-) -> list[tuple[Array, Array]]:
-    ours = [as_array(t) for t in tensors(call(module, inputs))]
+class _Tally:
+    """What `Parity` needs, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self.n, self.agree, self.identical, self.count = 0, 0, 0, 0
+        self.total = self.largest = self.scale = 0.0
+
+    def add(self, ours: list[Array], theirs: list[Array]) -> None:
+        size = len(ours[0])
+        same, equal = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
+        for mine, other in zip(ours, theirs, strict=True):
+            difference = np.abs(mine.astype(np.float64) - other.astype(np.float64))
+            if difference.size:
+                self.largest = max(self.largest, float(difference.max()))
+                self.scale = max(self.scale, float(np.abs(mine).max()))
+            self.total += float(difference.sum())
+            self.count += difference.size
+            equal &= (difference.reshape(size, -1) == 0).all(axis=1)
+            if mine.ndim > 1:
+                hits = mine.argmax(axis=-1) == other.argmax(axis=-1)
+                same &= hits.reshape(size, -1).all(axis=1)
+        self.n += size
+        self.agree += int(same.sum())
+        self.identical += int(equal.sum())
+
+    def parity(self) -> Parity:
+        return Parity(
+            n=self.n,
+            agreement=self.agree / self.n,
+            identical=self.identical / self.n,
+            max_difference=self.largest,
+            mean_difference=self.total / max(self.count, 1),
+            scale=self.scale,
+        )
+
+
+def _answers(session: Session, inputs: Any, ours: list[Array], *, first: int) -> list[Array]:
     theirs = session.run(inputs)
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         raise DataError(
             f"the module's outputs have shapes {[list(a.shape) for a in ours]}, the file's "
             f"{[list(b.shape) for b in theirs]}"
         )
-    if not ours or any(a.ndim == 0 or len(a) != len(ours[0]) for a in ours):
+    _check(theirs, "file", first=first)
+    return theirs
+
+
+def _check(arrays: list[Array], whose: str, *, first: int) -> None:
+    if not arrays or any(a.ndim == 0 or len(a) != len(arrays[0]) for a in arrays):
         raise DataError(
-            f"outputs of shapes {[list(a.shape) for a in ours]} cannot be compared sample by "
+            f"outputs of shapes {[list(a.shape) for a in arrays]} cannot be compared sample by "
             "sample; each needs the batch as its first dimension"
         )
-    for whose, arrays in (("module", ours), ("file", theirs)):
-        for index, array in enumerate(arrays):
-            finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-            if not finite.all():
-                sample = first + int(finite.argmin())
-                raise DataError(
-                    f"the {whose}'s output {index} for sample {sample} holds NaN or infinity"
-                )
-    return list(zip(ours, theirs, strict=True))
+    for index, array in enumerate(arrays):
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            sample = first + int(finite.argmin())
+            raise DataError(
+                f"the {whose}'s output {index} for sample {sample} holds NaN or infinity"
+            )

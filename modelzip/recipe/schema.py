@@ -23,7 +23,7 @@ from modelzip.core.base import Need, Pass
 from modelzip.core.prepare import check_order
 from modelzip.errors import SettingError, did_you_mean
 from modelzip.report.requirements import Requirement, parse
-from modelzip.runtime.session import DEVICES, RUNTIMES
+from modelzip.runtime.session import DEVICES, PRECISIONS, RUNTIMES
 from modelzip.train.finetune import FineTune
 
 FINETUNE = "finetune"
@@ -87,6 +87,9 @@ def _one_of(name: str, choices: tuple[str, ...]) -> AfterValidator:
 Runtimes = Annotated[
     tuple[Annotated[str, _one_of("runtime", RUNTIMES)], ...], Strict(False), Field(min_length=1)
 ]
+Precisions = Annotated[
+    tuple[Annotated[str, _one_of("precision", PRECISIONS)], ...], Strict(False), Field(min_length=1)
+]
 Devices = Annotated[
     tuple[Annotated[str, _one_of("device", DEVICES)], ...], Strict(False), Field(min_length=1)
 ]
@@ -130,9 +133,13 @@ class Export(_Section):
 
 
 class Measure(_Section):
-    """What is measured: each runtime and device, at each batch size and number of threads."""
+    """What is measured: each runtime and device, at each batch size and number of threads.
 
-    runtimes: Runtimes = ("onnxruntime",)
+    `precisions` are for runtimes that can be asked for one; onnxruntime computes as the file says.
+    """
+
+    runtimes: Runtimes = ("onnxruntime", "openvino")
+    precisions: Precisions = ("float32",)
     devices: Devices = ("cpu",)
     batch_sizes: Counts = (1, 32)
     threads: Counts = (1,)

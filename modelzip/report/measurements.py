@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,17 +11,18 @@ from typing import Any
 from torch import nn
 
 from modelzip.data.base import Splits, loader
-from modelzip.errors import ExportError
 from modelzip.measure.accuracy import Comparison, Predictions, accuracy, predict
 from modelzip.measure.accuracy import compare as compare_predictions
 from modelzip.measure.latency import LatencyRow, latency_table
-from modelzip.measure.machine import sha256
+from modelzip.measure.machine import describe, sha256
 from modelzip.measure.memory import peak_memory
-from modelzip.measure.parity import Parity, parity
+from modelzip.measure.parity import Parity, ParityRow, parities, parity
+from modelzip.measure.promise import Promise, integer_promise
 from modelzip.measure.size import file_size
 from modelzip.report.record import BASELINE, COMPRESSED, Figures
 from modelzip.runtime.inputs import resized
-from modelzip.runtime.session import load, missing
+from modelzip.runtime.session import FILE_RUNTIMES, Serving, load, missing
+from modelzip.runtime.session import precisions as known_precisions
 
 PARITY_SAMPLES = 2000
 _CUDA_RUNTIMES = ("torch", "torch.compile")
@@ -45,7 +46,9 @@ class Findings:
     comparison: Comparison
     parity: Parity
     latency: tuple[LatencyRow, ...]
+    answers: tuple[ParityRow, ...]
     missing: tuple[str, ...]
+    promise: Promise | None
 
 
 def deployed(
@@ -77,6 +80,7 @@ def compare(
     *,
     batch_size: int,
     runtimes: Sequence[str],
+    precisions: Sequence[str],
     devices: Sequence[str],
     batch_sizes: Sequence[int],
     threads: Sequence[int],
@@ -84,70 +88,100 @@ def compare(
 ) -> Findings:
     """Everything that takes both models, on the same samples and in the same minutes."""
     models = {BASELINE: baseline, COMPRESSED: compressed}
-    latency, absent = measure_latency(
+    wanted, absent = servings(runtimes, precisions, devices)
+    failures: list[str] = []
+    latency = latency_table(
         {name: model.path for name, model in models.items()},
-        {name: model.module for name, model in models.items()},
         example_inputs,
-        runtimes=runtimes,
-        devices=devices,
+        modules={name: model.module for name, model in models.items()},
+        servings=wanted,
         batch_sizes=batch_sizes,
         threads=threads,
         seed=seed,
+        failed=failures.append,
     )
+    timed = {Serving(runtime=r.runtime, precision=r.precision, device=r.device) for r in latency}
+    answers = [
+        row
+        for name, model in models.items()
+        for row in measure_answers(
+            name,
+            model.module,
+            model.path,
+            (serving for serving in wanted if serving in timed),
+            _inputs(splits, batch_size=batch_size),
+            failed=failures.append,
+        )
+    ]
     return Findings(
         comparison=compare_predictions(baseline.predictions, compressed.predictions),
         parity=measure_parity(compressed.module, compressed.path, splits, batch_size=batch_size),
-        latency=latency,
-        missing=absent,
+        latency=tuple(latency),
+        answers=tuple(answers),
+        missing=(*absent, *dict.fromkeys(failures)),
+        promise=integer_promise(compressed.path, describe().isa),
     )
 
 
 def measure_parity(module: nn.Module, path: Path, splits: Splits, *, batch_size: int) -> Parity:
     """The converted `module` against the file made from it, on up to 2,000 test samples."""
-    batches = (inputs for inputs, _ in loader(splits.test, batch_size=batch_size))
-    needed = -(-PARITY_SAMPLES // batch_size)
-    return parity(module, load(path), islice(batches, needed))
+    return parity(module, load(path), _inputs(splits, batch_size=batch_size))
 
 
-def measure_latency(
-    files: Mapping[str, Path],
-    modules: Mapping[str, nn.Module],
-    example_inputs: Any,
+def measure_answers(
+    name: str,
+    module: nn.Module,
+    path: Path,
+    served: Iterable[Serving],
+    batches: Iterable[Any],
     *,
-    runtimes: Sequence[str],
-    devices: Sequence[str],
-    batch_sizes: Sequence[int],
-    threads: Sequence[int],
-    seed: int,
-) -> tuple[tuple[LatencyRow, ...], tuple[str, ...]]:
-    """Latency of the compressed model beside the baseline's, and a line for each thing missing.
+    failed: Callable[[str], object],
+) -> list[ParityRow]:
+    """Parity of the file `path` in every runtime of files on the CPU but onnxruntime itself."""
+    sessions = {
+        serving: load(path, **vars(serving))
+        for serving in served
+        if serving.runtime in FILE_RUNTIMES[1:] and serving.device == "cpu"
+    }
+    if not sessions:
+        return []
+    found = parities(
+        module, sessions, batches, failed=lambda serving, error: failed(f"{serving}: {error}")
+    )
+    return [ParityRow(**vars(p), **vars(serving), name=name) for serving, p in found.items()]
 
-    On CUDA, PyTorch eager and compiled, in float32 and float16, are measured as well.
+
+def servings(
+    runtimes: Sequence[str], precisions: Sequence[str], devices: Sequence[str]
+) -> tuple[list[Serving], list[str]]:
+    """Every way to serve a model that is wanted and is here, and a line for each that is not here.
+
+    onnxruntime, which computes in the types of the file, is listed once, and first. On CUDA,
+    PyTorch eager and compiled, in float32 and float16, are listed as well.
     """
-    rows: list[LatencyRow] = []
+    found: list[Serving] = []
     lines: list[str] = []
     for device in devices:
+        more = _CUDA_RUNTIMES if device == "cuda" else ()
         absent = []
-        wanted = [*runtimes, *(_CUDA_RUNTIMES if device == "cuda" else ())]
-        for runtime in dict.fromkeys(wanted):
-            if why := missing(runtime, device):
-                absent.append(why)
-                continue
-            halves = device == "cuda" and runtime in _CUDA_RUNTIMES
-            for precision in _CUDA_PRECISIONS if halves else ("float32",):
-                try:
-                    rows += latency_table(
-                        files if runtime == "onnxruntime" else modules,
-                        example_inputs,
-                        batch_sizes=batch_sizes,
-                        threads=threads,
-                        runtime=runtime,
-                        devices=(device,),
-                        precision=precision,
-                        seed=seed,
-                    )
-                except ExportError as error:  # a module that this one runtime cannot run
-                    absent.append(f"{runtime} on {device} in {precision}: {error}")
+        for runtime in sorted(
+            dict.fromkeys([*runtimes, *more]), key=lambda name: name != "onnxruntime"
+        ):
+            halves = _CUDA_PRECISIONS if runtime in more else ()
+            known = known_precisions(runtime)
+            asked = [p for p in dict.fromkeys([*halves, *precisions]) if p in known] or known[:1]
+            for precision in asked:
+                if why := missing(runtime, device, precision=precision):
+                    absent.append(why)
+                else:
+                    found.append(Serving(runtime=runtime, precision=precision, device=device))
+        absent = list(dict.fromkeys(absent))
         # without any CUDA device each runtime says so; once is enough
-        lines += absent if any(row.device == device for row in rows) else absent[:1]
-    return tuple(rows), tuple(lines)
+        lines += absent if any(serving.device == device for serving in found) else absent[:1]
+    return found, lines
+
+
+def _inputs(splits: Splits, *, batch_size: int) -> Iterator[Any]:
+    """Batches of about `PARITY_SAMPLES` test samples, without labels."""
+    batches = (inputs for inputs, _ in loader(splits.test, batch_size=batch_size))
+    return islice(batches, -(-PARITY_SAMPLES // batch_size))

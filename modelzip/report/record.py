@@ -17,12 +17,12 @@ from modelzip.measure.accuracy import Accuracy, Comparison
 from modelzip.measure.latency import LatencyRow
 from modelzip.measure.machine import Machine
 from modelzip.measure.memory import Memory
-from modelzip.measure.parity import Parity
+from modelzip.measure.parity import Parity, ParityRow
 from modelzip.report.requirements import Outcome
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "report.json"
-BASELINE, COMPRESSED = "baseline", "compressed"  # names in latency rows
+BASELINE, COMPRESSED = "baseline", "compressed"  # names in rows of latency and of answers
 
 T = TypeVar("T")
 
@@ -83,7 +83,9 @@ class Record:
     comparison: Comparison
     parity: Parity
     latency: tuple[LatencyRow, ...]
+    answers: tuple[ParityRow, ...]
     missing: tuple[str, ...]
+    promise: str
     layers: tuple[LayerRow, ...]
     protected: dict[str, dict[str, str]]
     requirements: tuple[Outcome, ...]

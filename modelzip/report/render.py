@@ -7,6 +7,9 @@ from typing import Any
 
 from modelzip.measure.accuracy import Accuracy
 from modelzip.measure.latency import LatencyRow
+from modelzip.measure.parity import Parity
+from modelzip.report import fastest
+from modelzip.report.fastest import situation, where
 from modelzip.report.record import Figures, Record
 from modelzip.report.text import Rows, count, kilobytes, percent, table, times
 
@@ -14,11 +17,12 @@ _SUMMARY = ["", "original", "compressed", "ratio"]
 
 
 def verdict(record: Record) -> list[str]:
-    """The first lines of every rendering: pass or fail, and what must not be missed."""
+    """The first lines of every rendering: pass or fail, what not to miss, what is fastest."""
     met = sum(o.met for o in record.requirements)
     of = f"{met} of {len(record.requirements)} requirements met"
     word = "PASS" if record.passed else "FAIL"
-    return [f"{word}: {record.name}, {of}", *(f"! {note}" for note in record.notes)]
+    notes = [f"! {note}" for note in record.notes]
+    return [f"{word}: {record.name}, {of}", *notes, *fastest.lines(record.latency, record.answers)]
 
 
 def terminal(record: Record) -> str:
@@ -94,7 +98,7 @@ def summary(record: Record) -> list[list[str]]:
         peaks = before.memory.peak_mb, after.memory.peak_mb
         rows.append(["peak memory", *(f"{mb:.1f} MB" for mb in peaks), times(peaks[1], peaks[0])])
     for base, small in _latency_pairs(record.latency):
-        what = f"latency, {_where(small)}"
+        what = f"latency, {_served(small)}"
         ratio = f"{small.ratio:.2f}x ({small.ratio_low:.2f} to {small.ratio_high:.2f})"
         rows.append([what, f"{base.median_ms:.3f} ms", f"{small.median_ms:.3f} ms", ratio])
     return rows
@@ -109,11 +113,25 @@ def _statistics(record: Record) -> list[str]:
         f"drop {found.drop:.2f} pp (95 %: {found.drop_low:.2f} to {found.drop_high:.2f}), "
         f"McNemar p = {found.p_value:.3g}; same answer on {percent(found.agreement)}, "
         f"KL {found.kl:.2g} nats",
-        f"parity of file and converted module on {parity.n} samples: same answer on "
-        f"{percent(parity.agreement)}, {percent(parity.identical)} bit-identical, "
-        f"largest difference {parity.max_difference:.3g}",
+        f"parity of file and converted module on {_parity(parity)}",
     ]
+    lines += [
+        f"answers of the {_MODELS[row.name]} in {where(row)} against its module on {_parity(row)}"
+        for row in record.answers
+    ]
+    if record.promise:
+        lines.append(record.promise)
     return lines + [f"not measured: {line}" for line in record.missing]
+
+
+_MODELS = {"baseline": "original", "compressed": "compressed model"}
+
+
+def _parity(found: Parity) -> str:
+    return (
+        f"{found.n} samples: same answer on {percent(found.agreement)}, "
+        f"{percent(found.identical)} bit-identical, largest difference {found.max_difference:.3g}"
+    )
 
 
 def _interval(accuracy: Accuracy) -> str:
@@ -135,35 +153,36 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)
 
 
-_LATENCY = ["model", "where", "median ms", "p95 ms", "ratio", "95 %", "rounds"]
+_LATENCY = [
+    "model", "where", "median ms", "p95 ms", "to original there", "95 %", "overall", "95 %", "",
+]  # fmt: skip
 
 
 def _latency(rows: Sequence[LatencyRow]) -> Rows:
+    best = [row for found in fastest.fastest(rows) for row in (found.original, found.compressed)]
     return [
         [
             row.name,
-            _where(row),
+            _served(row),
             f"{row.median_ms:.3f}",
             f"{row.p95_ms:.3f}",
             f"{row.ratio:.2f}x",
             f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
-            row.rounds,
+            f"{row.overall:.2f}x",
+            f"{row.overall_low:.2f} to {row.overall_high:.2f}",
+            "fastest" if row in best else "",
         ]
         for row in rows
     ]
 
 
-def _where(row: LatencyRow) -> str:
-    threads = (
-        f", {row.threads} thread{'s' if row.threads > 1 else ''}" if row.device == "cpu" else ""
-    )
-    precision = f" {row.precision}" if row.runtime != "onnxruntime" else ""
-    return f"{row.runtime} {row.device}{precision}, batch {row.batch_size}{threads}"
+def _served(row: LatencyRow) -> str:
+    return f"{where(row)}, {situation(row)}"
 
 
 def _latency_pairs(rows: Sequence[LatencyRow]) -> list[tuple[LatencyRow, LatencyRow]]:
-    baselines = {_where(row): row for row in rows if row.name == "baseline"}
-    return [(baselines[_where(row)], row) for row in rows if row.name == "compressed"]
+    baselines = {_served(row): row for row in rows if row.name == "baseline"}
+    return [(baselines[_served(row)], row) for row in rows if row.name == "compressed"]
 
 
 _LAYERS = ["layer", "kind", "parameters", "after", "non-zero", "bits", "note"]

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from modelzip.measure.latency import LatencyRow
 from modelzip.measure.parity import Parity
 from modelzip.report import requirements
+from modelzip.report.fastest import fastest, situation, where
 from modelzip.report.measurements import Findings
 from modelzip.report.record import COMPRESSED, Figures
 from modelzip.report.requirements import Outcome, Requirement, show
+from modelzip.runtime.session import FILE_RUNTIMES
 
 PARITY_TOLERANCE = 0.001  # share of samples on which file and module may disagree
 _SLOWER = 1.05  # below it the same file timed twice can look slower
@@ -35,7 +37,7 @@ def judge(
     return Judgement(
         passed=all(o.met for o in outcomes) and parity_holds(found.parity),
         outcomes=outcomes,
-        notes=notes(outcomes, found.parity, found.latency),
+        notes=notes(outcomes, found),
     )
 
 
@@ -45,29 +47,56 @@ def parity_holds(parity: Parity) -> bool:
     return disagreeing <= max(1, PARITY_TOLERANCE * parity.n)
 
 
-def notes(
-    judged: Sequence[Outcome], parity: Parity, latency: Sequence[LatencyRow]
-) -> tuple[str, ...]:
-    """What must stand in the first lines: missed requirements, lost parity, lost speed."""
+def notes(judged: Sequence[Outcome], found: Findings) -> tuple[str, ...]:
+    """What must stand in the first lines: missed requirements, lost answers, lost speed."""
     lines = [f"{o.name}: {o.measured}, required {o.required}" for o in judged if not o.met]
+    return (*lines, *_answers(found), *_speed(found.latency))
+
+
+def _answers(found: Findings) -> list[str]:
+    lines, parity = [], found.parity
     if not parity_holds(parity):
         agreement, least = 100 * parity.agreement, 100 * (1 - PARITY_TOLERANCE)
         lines.append(
             f"parity: the file agrees with the converted module on {show(agreement, '%')} of "
             f"{parity.n} samples; at least {show(least, '%')} is expected"
         )
-    for row in _served(latency):
-        if row.ratio > _SLOWER and row.ratio_low > 1:
+    for row in found.answers:
+        if row.name == COMPRESSED and not parity_holds(row):
             lines.append(
-                f"slower than the original: {show(row.ratio, 'x')} its time on {row.device}, "
-                f"batch {row.batch_size}, threads {row.threads}"
+                f"{where(row)} on {row.device} answers as the converted module on "
+                f"{show(100 * row.agreement, '%')} of {row.n} samples alone"
             )
-    return tuple(lines)
+    if found.promise is not None and not found.promise.kept:
+        lines.append(found.promise.text)
+    return lines
 
 
-def _served(latency: Sequence[LatencyRow]) -> list[LatencyRow]:
-    """Rows of the compressed file: modules in PyTorch are shown, but not what is deployed."""
-    return [r for r in latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
+def _speed(latency: Sequence[LatencyRow]) -> list[str]:
+    lines = [
+        f"slower than the original: {show(row.ratio, 'x')} its time in {where(row)}, "
+        f"{situation(row)}"
+        for row in latency
+        # modules in PyTorch are shown, but not what is deployed
+        if row.name == COMPRESSED and row.runtime in FILE_RUNTIMES
+        if row.ratio > _SLOWER and row.ratio_low > 1
+    ]
+    for best in fastest(latency):
+        if best.is_original:
+            lines.append(
+                f"the original in {where(best.original)} is faster than the compressed model "
+                f"anywhere, {situation(best.original)}: {show(best.original.overall, 'x')} against "
+                f"{show(best.compressed.overall, 'x')} the time of the original in "
+                f"{where(best.reference)}"
+            )
+    return lines
+
+
+def _worst(rows: Sequence[LatencyRow], ratios: Sequence[float]) -> dict[str, float]:
+    return {
+        "x": max(ratios, default=math.nan),
+        "ms": max((row.median_ms for row in rows), default=math.nan),
+    }
 
 
 def _ratio(compressed: float, baseline: float) -> dict[str, float]:
@@ -78,15 +107,14 @@ def _measured(
     baseline: Figures, compressed: Figures, found: Findings
 ) -> dict[str, Mapping[str, float]]:
     """Each figure that can be required, in each of its units."""
-    served = _served(found.latency)
+    served = [r for r in found.latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
+    best = [group.compressed for group in fastest(found.latency)]
     return {
         "accuracy": {"%": 100 * compressed.accuracy.top1},
         "accuracy_drop": {"pp": found.comparison.drop},
         "agreement": {"%": 100 * found.comparison.agreement},
-        "latency": {
-            "x": max((row.ratio for row in served), default=math.nan),
-            "ms": max((row.median_ms for row in served), default=math.nan),
-        },
+        "best_latency": _worst(best, [row.overall for row in best]),
+        "latency": _worst(served, [row.ratio for row in served]),
         "macs": _ratio(compressed.macs, baseline.macs),
         "parameters": _ratio(compressed.parameters, baseline.parameters),
         "size": {

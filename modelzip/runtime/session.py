@@ -49,6 +49,22 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serving:
+    """One way to serve a model: a runtime, what it is asked to compute floats in, a device.
+
+    >>> print(Serving(runtime="openvino", precision="bfloat16"))
+    openvino on cpu in bfloat16
+    """
+
+    runtime: str = "onnxruntime"
+    precision: str = "float32"
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.runtime} on {self.device} in {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Availability:
     """Whether this machine has a runtime on a device: `missing` is "" or one line why not."""
 

@@ -1,143 +1,19 @@
-import gc
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from modelzip.errors import SettingError
-from modelzip.measure.latency import latency_table, measure_latency
-from modelzip.runtime.inputs import InputSpec
+from modelzip.errors import ExportError, SettingError
+from modelzip.measure.latency import latency_table
+from modelzip.runtime.session import Serving, missing
 
-
-class Time:
-    """A clock that only sessions move."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.calls: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Timed:
-    """A session whose run number k takes `seconds(k)`."""
-
-    inputs: tuple[InputSpec, ...] = ()
-
-    def __init__(self, name: str, time: Time, seconds: Callable[[int], float]) -> None:
-        self.name, self.time, self.seconds, self.runs = name, time, seconds, 0
-
-    def run(self, inputs: object) -> list[np.ndarray]:
-        raise NotImplementedError
-
-    def bind(self, inputs: object) -> Callable[[], object]:
-        def once() -> None:
-            self.time.now += self.seconds(self.runs)
-            self.time.calls.append(self.name)
-            self.runs += 1
-
-        return once
-
-
-def constant(seconds: float) -> Callable[[int], float]:
-    return lambda _: seconds
-
-
-def test_constant_times_are_found_exactly() -> None:
-    time = Time()
-    sessions = {"a": Timed("a", time, constant(0.004)), "b": Timed("b", time, constant(0.001))}
-    found = measure_latency(sessions, None, clock=time)
-    assert found["a"].ratio == found["a"].ratio_low == found["a"].ratio_high == 1
-    assert found["b"].median_ms == pytest.approx(1)
-    assert found["b"].p95_ms == pytest.approx(1)
-    assert found["b"].ratio == pytest.approx(0.25)
-    assert found["b"].speedup == pytest.approx(4)
-    assert (found["a"].repeats, found["b"].repeats) == (1, 2)
-
-
-def test_each_round_times_each_model_once_in_changing_order() -> None:
-    time = Time()
-    sessions = {name: Timed(name, time, constant(0.01)) for name in "abc"}
-    measure_latency(sessions, None, rounds=30, clock=time)
-    rounds = ["".join(time.calls[i : i + 3]) for i in range(3 * 6, len(time.calls), 3)]
-    assert len(rounds) == 30
-    assert {"".join(sorted(order)) for order in rounds} == {"abc"}
-    assert len(set(rounds)) == 6
-
-
-def test_a_slow_spell_cancels_in_the_ratio() -> None:
-    time = Time()
-
-    def slow_spell(seconds: float) -> Callable[[int], float]:
-        return lambda _: seconds * (3 if 0.2 < time.now < 0.6 else 1)
-
-    sessions = {
-        "a": Timed("a", time, slow_spell(0.010)),
-        "b": Timed("b", time, slow_spell(0.005)),
-    }
-    found = measure_latency(sessions, None, clock=time)["b"]
-    assert found.ratio == pytest.approx(0.5)
-    assert found.ratio_low <= 0.5 <= found.ratio_high
-    assert found.p95_ms > 14
-
-
-@given(seed=st.integers(0, 1000))
-def test_the_interval_holds_the_ratio(seed: int) -> None:
-    time = Time()
-    rng = np.random.default_rng(seed)
-    noisy = [lambda _, s=s: s * rng.uniform(0.9, 1.1) for s in (0.01, 0.02)]
-    sessions = {name: Timed(name, time, noisy[i]) for i, name in enumerate("ab")}
-    found = measure_latency(sessions, None, clock=time, budget_s=1e9)["b"]
-    assert found.ratio_low <= found.ratio <= found.ratio_high
-    assert found.ratio_low > 1.8
-    assert found.ratio_high < 2.2
-
-
-@pytest.mark.parametrize(("budget_s", "rounds"), [(0.001, 5), (0.95, 10), (100, 40)])
-def test_the_budget_bounds_the_rounds(budget_s: float, rounds: int) -> None:
-    time = Time()
-    found = measure_latency(
-        {"a": Timed("a", time, constant(0.1))}, None, budget_s=budget_s, clock=time
-    )
-    assert found["a"].rounds == rounds
-
-
-def test_garbage_collection_is_off_while_timing_and_restored() -> None:
-    time, seen = Time(), []
-
-    def spy(_: int) -> float:
-        seen.append(gc.isenabled())
-        return 0.01
-
-    measure_latency({"a": Timed("a", time, spy)}, None, clock=time)
-    assert seen[6:] == [False] * 40
-    assert gc.isenabled()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"rounds": 4}, "rounds must be an integer of at least 5, got 4"),
-        ({"budget_s": 0}, "budget_s must be above 0, got 0"),
-        ({"min_timing_ms": 0}, "min_timing_ms must be above 0, got 0"),
-    ],
+needs_openvino = pytest.mark.skipif(
+    bool(missing("openvino", "cpu")), reason="openvino is not installed"
 )
-def test_settings_are_checked(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(SettingError, match=message):
-        measure_latency({"a": Timed("a", Time(), constant(1))}, None, **settings)
-
-
-def test_nothing_to_time_is_refused() -> None:
-    with pytest.raises(SettingError, match="there are no sessions to time; give at least one"):
-        measure_latency({}, None)
 
 
 def test_the_table_goes_through_every_combination(
@@ -157,16 +33,17 @@ def test_the_table_goes_through_every_combination(
         for name in ("float", "int8")
     ]
     assert all(r.ratio == 1 for r in rows if r.name == "float")
+    assert all((r.overall, r.overall_low) == (r.ratio, r.ratio_low) for r in rows)
     assert all(r.median_ms > 0 and r.rounds == 5 for r in rows)
     assert json.loads(json.dumps([asdict(r) for r in rows]))[0]["device"] == "cpu"
 
 
 def test_modules_are_timed_too() -> None:
     rows = latency_table(
-        {"net": nn.Linear(3, 2)},
+        {},
         torch.ones(1, 3),
-        runtime="torch",
-        precision="bfloat16",
+        modules={"net": nn.Linear(3, 2)},
+        servings=[Serving(runtime="torch", precision="bfloat16")],
         batch_sizes=(4,),
         rounds=5,
     )
@@ -183,13 +60,66 @@ def test_a_batch_of_none_is_refused(float_file: Path, images: np.ndarray) -> Non
 @pytest.mark.parametrize("runtime", ["torch", "torch.compile"])
 def test_cuda_has_one_row_for_all_thread_counts(runtime: str) -> None:
     rows = latency_table(
-        {"net": nn.Linear(3, 2)},
+        {},
         torch.ones(1, 3),
-        runtime=runtime,
-        devices=("cuda",),
-        precision="float16",
+        modules={"net": nn.Linear(3, 2)},
+        servings=[Serving(runtime=runtime, precision="float16", device="cuda")],
         batch_sizes=(1, 4),
         threads=(1, 2),
         rounds=5,
     )
     assert [(r.device, r.batch_size) for r in rows] == [("cuda", 1), ("cuda", 4)]
+
+
+@needs_openvino
+def test_every_serving_has_its_own_ratio_and_one_to_the_first(
+    float_file: Path, int8_file: Path, images: np.ndarray
+) -> None:
+    rows = latency_table(
+        {"float": float_file, "int8": int8_file},
+        images,
+        modules={"float": nn.Flatten(), "int8": nn.Flatten()},
+        servings=[Serving(), Serving(runtime="openvino"), Serving(runtime="torch")],
+        batch_sizes=(2,),
+        rounds=5,
+    )
+    assert [(r.name, r.runtime) for r in rows] == [
+        (name, runtime)
+        for runtime in ("onnxruntime", "openvino", "torch")
+        for name in ("float", "int8")
+    ]
+    assert [r.ratio for r in rows if r.name == "float"] == [1, 1, 1]
+    assert rows[0].overall == 1
+    for row in rows:  # medians of ratios and ratios of medians differ, but not by this much
+        assert row.overall == pytest.approx(row.median_ms / rows[0].median_ms, rel=1)
+
+
+class Broken(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no luck")
+
+
+def test_a_serving_that_fails_is_left_out_and_said(float_file: Path, images: np.ndarray) -> None:
+    lines: list[str] = []
+    settings = {"modules": {"net": Broken()}, "batch_sizes": (1,), "rounds": 5}
+    servings = [Serving(), Serving(runtime="torch")]
+    rows = latency_table(
+        {"net": float_file}, images, servings=servings, failed=lines.append, **settings
+    )
+    assert [row.runtime for row in rows] == ["onnxruntime"]
+    assert lines == ["torch on cpu in float32: torch cannot run Broken: no luck"]
+    with pytest.raises(ExportError, match="torch cannot run Broken: no luck"):
+        latency_table({"net": float_file}, images, servings=servings, **settings)
+
+
+def test_nothing_that_can_be_served_has_no_rows(images: np.ndarray) -> None:
+    lines: list[str] = []
+    rows = latency_table(
+        {},
+        images,
+        modules={"net": Broken()},
+        servings=[Serving(runtime="torch")],
+        batch_sizes=(1,),
+        failed=lines.append,
+    )
+    assert (rows, len(lines)) == ([], 1)

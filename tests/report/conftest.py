@@ -4,7 +4,7 @@ from modelzip.measure.accuracy import Accuracy, Comparison
 from modelzip.measure.latency import LatencyRow
 from modelzip.measure.machine import Machine
 from modelzip.measure.memory import Memory
-from modelzip.measure.parity import Parity
+from modelzip.measure.parity import Parity, ParityRow
 from modelzip.report.record import Figures, LayerRow, Record, StepRecord
 from modelzip.report.requirements import Outcome
 
@@ -24,21 +24,34 @@ def figures(file, *, size_bytes, correct):
     )
 
 
-def latency(name, *, ratio, runtime="onnxruntime", low=None, batch_size=1):
+def latency(
+    name,
+    *,
+    ratio,
+    runtime="onnxruntime",
+    precision="float32",
+    low=None,
+    batch_size=1,
+    overall=None,
+):
+    overall = ratio if overall is None else overall
     return LatencyRow(
         name=name,
         runtime=runtime,
         device="cpu",
-        precision="float32",
+        precision=precision,
         batch_size=batch_size,
         threads=1,
-        median_ms=2 * ratio,
-        p95_ms=3 * ratio,
+        median_ms=2 * overall,
+        p95_ms=3 * overall,
         ratio=ratio,
         ratio_low=ratio - 0.02 if low is None else low,
         ratio_high=ratio + 0.02,
         rounds=10,
         repeats=1,
+        overall=overall,
+        overall_low=overall - 0.02,
+        overall_high=overall + 0.02,
     )
 
 
@@ -50,6 +63,16 @@ def parity(*, n=1000, agreement=1.0):
         max_difference=0.0,
         mean_difference=0.0,
         scale=1.0,
+    )
+
+
+def answers(*, agreement=1.0, precision="float32", n=1000, name="compressed"):
+    return ParityRow(
+        **vars(parity(n=n, agreement=agreement)),
+        name=name,
+        runtime="openvino",
+        device="cpu",
+        precision=precision,
     )
 
 
@@ -93,7 +116,9 @@ def record():
         comparison=comparison(),
         parity=parity(),
         latency=(latency("baseline", ratio=1.0), latency("compressed", ratio=0.5)),
+        answers=(answers(agreement=0.999),),
         missing=("onnxruntime on cuda: none here",),
+        promise="integer sums are the module's on x86",
         layers=(
             LayerRow(
                 name="conv",

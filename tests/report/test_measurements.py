@@ -1,74 +1,133 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from modelzip.data.base import Splits
 from modelzip.export.onnx import export_onnx
-from modelzip.report.measurements import measure_latency
-from modelzip.runtime.session import missing
+from modelzip.report.measurements import compare, deployed, measure_answers, servings
+from modelzip.runtime.session import Serving, missing
+
+needs_openvino = pytest.mark.skipif(
+    bool(missing("openvino", "cpu")), reason="openvino is not installed"
+)
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    model = nn.Linear(4, 2).eval()
-    x = torch.ones(1, 4)
-    return model, x, export_onnx(model, x, tmp_path_factory.mktemp("m") / "m.onnx")
+def splits():
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(40, 4), torch.arange(40) % 2)
+    return Splits(train=data, validation=data, test=data, classes=2)
 
 
-def times(exported, **settings):
-    model, x, path = exported
-    names = ("baseline", "compressed")
-    return measure_latency(
-        dict.fromkeys(names, path),
-        dict.fromkeys(names, model),
-        x,
-        **{"runtimes": ["onnxruntime"], "devices": ["cpu"], "batch_sizes": [1], "threads": [1]}
+@pytest.fixture(scope="module")
+def model(splits, tmp_path_factory):
+    torch.manual_seed(1)
+    module, x = nn.Linear(4, 2).eval(), torch.ones(1, 4)
+    path = export_onnx(module, x, tmp_path_factory.mktemp("m") / "m.onnx")
+    return deployed(module, path, splits, example_inputs=x, batch_size=16)
+
+
+def compared(model, splits, **settings):
+    return compare(
+        model,
+        model,
+        splits,
+        torch.ones(1, 4),
+        **{
+            "batch_size": 16,
+            "runtimes": ["onnxruntime"],
+            "precisions": ["float32"],
+            "devices": ["cpu"],
+            "batch_sizes": [1],
+            "threads": [1],
+        }
         | settings,
         seed=0,
     )
 
 
-def test_each_runtime_and_batch_size_has_a_row_for_both_models(exported):
-    rows, absent = times(exported, runtimes=["onnxruntime", "torch"], batch_sizes=[1, 3])
-    assert absent == ()
-    assert [(r.name, r.runtime, r.batch_size) for r in rows] == [
+def names(found):
+    return [(serving.runtime, serving.precision) for serving in found]
+
+
+def test_each_runtime_and_batch_size_has_a_row_for_both_models(model, splits):
+    found = compared(model, splits, runtimes=["onnxruntime", "torch"], batch_sizes=[1, 3])
+    assert found.missing == ()
+    assert [(r.name, r.runtime, r.batch_size) for r in found.latency] == [
         (name, runtime, batch)
-        for runtime in ("onnxruntime", "torch")
         for batch in (1, 3)
+        for runtime in ("onnxruntime", "torch")
         for name in ("baseline", "compressed")
+    ]
+    assert found.answers == ()
+    assert found.promise is None
+
+
+@needs_openvino
+def test_other_runtimes_of_files_have_their_answers_compared(model, splits):
+    found = compared(model, splits, runtimes=["openvino", "onnxruntime", "torch"])
+    assert [r.runtime for r in found.latency] == ["onnxruntime"] * 2 + ["openvino"] * 2 + [
+        "torch"
+    ] * 2
+    assert [(row.name, row.runtime, row.precision) for row in found.answers] == [
+        ("baseline", "openvino", "float32"),
+        ("compressed", "openvino", "float32"),
+    ]
+    assert all((row.n, row.agreement) == (40, 1.0) for row in found.answers)
+    assert all(row.max_difference < 1e-5 for row in found.answers)
+
+
+@needs_openvino
+def test_what_a_runtime_cannot_answer_is_said(model):
+    lines = []
+    rows = measure_answers(
+        "compressed",
+        nn.Linear(4, 3),
+        model.path,
+        [Serving(runtime="openvino")],
+        [torch.ones(2, 4)],
+        failed=lines.append,
+    )
+    assert rows == []
+    assert lines == [
+        "openvino on cpu in float32: the module's outputs have shapes [[2, 3]], the file's [[2, 2]]"
     ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_one_line_says_why_cuda_is_missing(exported):
-    rows, absent = times(exported, devices=["cpu", "cuda"])
-    assert {row.device for row in rows} == {"cpu"}
-    assert absent == (missing("onnxruntime", "cuda"),)
+@no_cuda
+def test_one_line_says_why_cuda_is_missing():
+    found, lines = servings(["onnxruntime"], ["float32"], ["cpu", "cuda"])
+    assert found == [Serving()]
+    assert lines == [missing("onnxruntime", "cuda")]
+
+
+def test_precisions_are_for_those_that_can_be_asked():
+    found, lines = servings(["torch", "onnxruntime"], ["bfloat16", "float32"], ["cpu"])
+    assert names(found) == [
+        ("onnxruntime", "float32"),
+        ("torch", "bfloat16"),
+        ("torch", "float32"),
+    ]
+    assert lines == []
+    assert names(servings(["onnxruntime"], ["bfloat16"], ["cpu"])[0]) == [
+        ("onnxruntime", "float32")
+    ]
+
+
+def test_a_runtime_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found, lines = servings(["onnxruntime", "openvino"], ["float32", "bfloat16"], ["cpu"])
+    assert names(found) == [("onnxruntime", "float32")]
+    assert lines == ["openvino on cpu: OpenVINO is not installed; pip install 'modelzip[openvino]'"]
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_cuda_adds_torch_in_both_precisions(exported):
-    rows, _ = times(exported, devices=["cuda"])
-    found = {(row.runtime, row.precision) for row in rows}
+def test_cuda_adds_torch_in_both_precisions(model, splits):
+    found = {(r.runtime, r.precision) for r in compared(model, splits, devices=["cuda"]).latency}
     assert {("torch", "float32"), ("torch", "float16")} <= found
     assert {("torch.compile", "float32"), ("torch.compile", "float16")} <= found
-
-
-def test_a_module_that_one_runtime_cannot_run_is_said(exported):
-    class Broken(nn.Module):
-        def forward(self, x):
-            raise RuntimeError("no luck")
-
-    _, x, path = exported
-    rows, absent = measure_latency(
-        {"baseline": path},
-        {"baseline": Broken()},
-        x,
-        runtimes=["onnxruntime", "torch"],
-        devices=["cpu"],
-        batch_sizes=[1],
-        threads=[1],
-        seed=0,
-    )
-    assert [row.runtime for row in rows] == ["onnxruntime"]
-    assert absent == ("torch on cpu in float32: torch cannot run Broken: no luck",)

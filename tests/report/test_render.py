@@ -9,6 +9,30 @@ def test_the_first_line_says_pass_or_fail(record):
     assert verdict(replace(record, passed=True, notes=()))[0].startswith("PASS: digits")
 
 
+def test_the_first_lines_name_the_fastest(record):
+    line = terminal(record).splitlines()[2]
+    assert line.startswith("fastest at batch 1 on cpu, 1 thread: the compressed model in onnxrun")
+    assert "- fastest at batch 1 on cpu" in markdown(record).split("## ")[0]
+
+
+def test_answers_and_the_promise_are_said(record):
+    text = terminal(record)
+    assert (
+        "answers of the compressed model in openvino float32 against its module on 1000 samples: "
+        "same answer on 99.90 %, 99.90 % bit-identical, largest difference 0"
+    ) in text
+    assert "\ninteger sums are the module's on x86\n" in text
+    assert "\n\n\n" not in terminal(replace(record, promise="", answers=()))
+
+
+def test_the_fastest_rows_are_marked(record):
+    rows = [line for line in markdown(record).splitlines() if "batch 1 on cpu, 1 thread |" in line]
+    assert [line.split("|")[1].strip() for line in rows if "fastest" in line] == [
+        "baseline",
+        "compressed",
+    ]
+
+
 def test_the_table_has_both_models_and_their_ratio(record):
     table = terminal(record).split("\n\n")[1].splitlines()[2:]
     rows = [line.split() for line in table]

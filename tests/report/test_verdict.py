@@ -1,17 +1,23 @@
 import pytest
 
+from modelzip.measure.promise import Promise
 from modelzip.report.measurements import Findings
 from modelzip.report.requirements import parse
 from modelzip.report.verdict import judge, parity_holds
-from tests.report.conftest import comparison, figures, latency, parity
+from tests.report.conftest import answers, comparison, figures, latency, parity
 
 BASELINE = figures("baseline.onnx", size_bytes=4000, correct=97)
 COMPRESSED = figures("model.onnx", size_bytes=1200, correct=96)
 
 
-def findings(*, rows=(), agreement=1.0):
+def findings(*, rows=(), agreement=1.0, served=(), promise=None):
     return Findings(
-        comparison=comparison(), parity=parity(agreement=agreement), latency=tuple(rows), missing=()
+        comparison=comparison(),
+        parity=parity(agreement=agreement),
+        latency=tuple(rows),
+        answers=tuple(served),
+        missing=(),
+        promise=promise,
     )
 
 
@@ -51,12 +57,61 @@ def test_a_module_in_torch_is_not_what_is_deployed():
 def test_a_slower_model_is_said_and_does_not_fail():
     judged = judge([], BASELINE, COMPRESSED, findings(rows=[latency("compressed", ratio=1.2)]))
     assert judged.passed
-    assert judged.notes == ("slower than the original: 1.2x its time on cpu, batch 1, threads 1",)
+    assert judged.notes == (
+        "slower than the original: 1.2x its time in onnxruntime, batch 1 on cpu, 1 thread",
+    )
 
 
 def test_a_difference_within_noise_is_not_called_slower():
     rows = [latency("compressed", ratio=1.2, low=0.9), latency("compressed", ratio=1.03)]
     assert judge([], BASELINE, COMPRESSED, findings(rows=rows)).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "met"), [("0.4x", True), ("0.39x", False), ("0.8 ms", True), ("0.7 ms", False)]
+)
+def test_the_best_latency_is_the_fastest_way_at_the_worst_batch_size(text, met):
+    rows = [
+        latency("baseline", ratio=1.0),
+        latency("compressed", ratio=0.7),
+        latency("baseline", ratio=1.0, overall=0.9, runtime="openvino"),
+        latency("compressed", ratio=0.2, overall=0.3, runtime="openvino"),
+        latency("baseline", ratio=1.0, batch_size=32),
+        latency("compressed", ratio=0.4, batch_size=32),
+        latency("compressed", ratio=0.4, overall=0.5, batch_size=32, runtime="openvino"),
+    ]
+    judged = judge([parse("best_latency", text)], BASELINE, COMPRESSED, findings(rows=rows))
+    assert judged.passed is met
+
+
+def test_an_original_that_is_faster_elsewhere_is_said():
+    rows = [
+        latency("baseline", ratio=1.0),
+        latency("compressed", ratio=0.5),
+        latency("baseline", ratio=1.0, overall=0.3, runtime="openvino", precision="bfloat16"),
+        latency("compressed", ratio=1.0, overall=0.4, runtime="openvino"),
+    ]
+    assert judge([], BASELINE, COMPRESSED, findings(rows=rows)).notes == (
+        "the original in openvino bfloat16 is faster than the compressed model anywhere, batch 1 "
+        "on cpu, 1 thread: 0.3x against 0.4x the time of the original in onnxruntime",
+    )
+    assert judge([], BASELINE, COMPRESSED, findings(rows=rows[:2])).notes == ()
+
+
+def test_answers_that_change_in_a_runtime_are_said():
+    served = [answers(agreement=0.99), answers(agreement=0.5, name="baseline"), answers()]
+    judged = judge([], BASELINE, COMPRESSED, findings(served=served))
+    assert judged.passed
+    assert judged.notes == (
+        "openvino float32 on cpu answers as the converted module on 99 % of 1000 samples alone",
+    )
+
+
+def test_a_broken_promise_is_said():
+    broken = Promise(text="sums saturate", kept=False)
+    assert judge([], BASELINE, COMPRESSED, findings(promise=broken)).notes == ("sums saturate",)
+    kept = Promise(text="all is well", kept=True)
+    assert judge([], BASELINE, COMPRESSED, findings(promise=kept)).notes == ()
 
 
 def test_lost_parity_fails_a_run():
