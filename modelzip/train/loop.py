@@ -52,6 +52,8 @@ class Run:
         state = self._state(checkpoint if resume else None)
         if not state.curve:
             state.curve.append(self._point(0, 0, train_loss=None, since=began))
+            if self.settings.keep == "best_or_start":
+                self._keep_best(state)
         per_epoch = epoch_steps(self.splits, self.batch_size)
         epochs = math.ceil(self.total / per_epoch)
         with bar(total=self.total, epochs=epochs, shown=progress and self.processes.main) as tell:
@@ -63,7 +65,8 @@ class Run:
                 self.processes.agree(model)  # running statistics differ between processes
                 self._refuse_nan(last)
                 state.curve.append(self._point(number, last, train_loss=mean, since=since))
-                self._keep_best(state)
+                if self.settings.keep != "last":
+                    self._keep_best(state)
                 if checkpoint is not None and self.processes.main:
                     saved.save(checkpoint, state, model=model, optimizer=self.optimizer)
                 self.processes.wait()
@@ -177,8 +180,8 @@ class Run:
     def _keep_best(self, state: State) -> None:
         """Remember the model if this epoch is settled and as good as the best, or better.
 
-        The model before training never counts: a pretrained one may have seen the validation
-        slice, and would win by that alone.
+        The model before training counts only where asked for: a pretrained one may have seen the
+        validation slice, and would win by that alone.
         """
         here = state.curve[-1]
         best = -1.0 if state.kept is None else state.curve[state.kept].validation_accuracy

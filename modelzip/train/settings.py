@@ -9,6 +9,7 @@ from modelzip.errors import SettingError
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
+KEEPS = ("best", "best_or_start", "last")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -30,6 +31,10 @@ class FineTune:
             https://arxiv.org/abs/1503.02531.
         distill_weight: share of the distillation term in the loss, in (0, 1].
         temperature: that both outputs are divided by before the softmax, above 0.
+        keep: the model to end with: that of the "best" epoch on the validation data; the same with
+            the model before training as a candidate, "best_or_start", so that training never
+            loses; or that of the "last". A pretrained model that has seen the validation slice is
+            hard to beat there.
         clip_norm: largest L2 norm of all gradients together; none by default.
         precision: "auto" is bfloat16 autocast where the processor computes it natively, else
             float32. Weights, optimizer and validation are float32 in any case.
@@ -53,6 +58,7 @@ class FineTune:
     distill: bool = False
     distill_weight: float = 0.9
     temperature: float = 4.0
+    keep: str = "best"
     clip_norm: float | None = None
     precision: str = "auto"
 
@@ -77,6 +83,7 @@ class FineTune:
         checks.flag("distill", self.distill)
         checks.fraction("distill_weight", self.distill_weight, zero=False, one=True)
         checks.positive("temperature", self.temperature)
+        checks.choice("keep", self.keep, KEEPS)
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm)
         checks.choice("precision", self.precision, PRECISIONS)

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import modelzip as mz
+from modelzip.data import ArrayDataset, Splits
 from modelzip.errors import ModelError, SettingError
 from modelzip.quantization.fake import ActivationQuantizer, WeightQuantizer
 from modelzip.quantization.integer import QuantizedConv, QuantizedLinear
+from modelzip.train.finetune import finetune
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 3, 8, 8, generator=GENERATOR)
@@ -90,6 +92,22 @@ def test_untrained_it_converts_to_the_integers_of_int8():
     assert [k for k in first if not torch.equal(first[k], second[k])] == []
     with torch.no_grad():
         assert torch.equal(ours(X), theirs(X))
+
+
+@pytest.mark.parametrize("method", ["straight_through", "lsq"])
+def test_training_that_ruins_8_bits_leaves_int8_where_the_start_counts(method):
+    model = Net().eval()
+    with torch.no_grad():
+        validation = ArrayDataset(X, model(X).argmax(1))  # on which the start is good
+    train = ArrayDataset(X, Y)
+    splits = Splits(train=train, validation=validation, test=train, classes=4)
+    zipped = mz.prepare(model, [mz.FakeQuantize(method=method)], example_inputs=X, calibration=[X])
+    settings = mz.FineTune(epochs=2, lr=5.0, keep="best_or_start")
+    report = finetune(zipped, splits, settings, batch_size=16, progress=False)
+    assert report.kept.number == 0
+    small = mz.prepare(model, [mz.Int8()], calibration=[X]).convert()
+    with torch.no_grad():
+        assert torch.equal(zipped.convert()(X), small(X))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -105,6 +105,26 @@ def test_the_best_settled_epoch_is_kept():
     assert float(found) == pytest.approx(report.kept.validation_accuracy)
 
 
+def test_the_start_is_kept_where_it_counts_and_no_epoch_is_as_good():
+    prepared, _ = run(settings=FineTune(epochs=8, lr=0.1))
+    before = tasks.state(prepared)
+    settings = FineTune(epochs=2, lr=3.0, keep="best_or_start")  # which ruins it
+    prepared, report = run(prepared, settings=settings)
+    assert report.kept == report.curve[0]
+    assert tasks.same(tasks.state(prepared), before)
+    _, report = run(settings=FineTune(epochs=8, lr=0.1, keep="best_or_start"))
+    assert report.kept.number > 0
+
+
+def test_the_last_epoch_is_kept_where_asked_for():
+    settings = FineTune(epochs=5, lr=0.3, schedule="constant")  # too high to end well
+    accuracy = [e.validation_accuracy for e in run(settings=settings)[1].curve]
+    assert max(accuracy) > accuracy[-1]
+    _, report = run(settings=dataclasses.replace(settings, keep="last"))
+    assert report.kept == report.curve[-1]
+    assert report.kept.validation_accuracy == accuracy[-1]
+
+
 def test_an_epoch_before_the_schedule_ended_is_never_kept():
     prepared = tasks.prepared()
     prepared.add(tasks.Scheduled(end=28))

@@ -31,6 +31,7 @@ def test_repr_builds_the_same_settings():
         ({"distill": "yes"}, "distill must be true or false, got 'yes'"),
         ({"distill_weight": 0}, r"distill_weight must be a fraction in \(0, 1\], got 0"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"keep": "first"}, "keep has no choice 'first'"),
         ({"clip_norm": 0}, "clip_norm must be above 0, got 0"),
         ({"precision": "fp16"}, "precision has no choice 'fp16'"),
     ],
