@@ -12,7 +12,7 @@ import torch
 
 import modelzip as mz
 from modelzip import zoo
-from modelzip.data import calibration_batches, cifar10, loader
+from modelzip.data import calibration_batches, cifar10, files, loader
 from modelzip.measure.machine import describe
 from modelzip.measure.parity import parity
 from modelzip.report.record import read
@@ -27,6 +27,12 @@ needs_cifar10 = pytest.mark.skipif(
 )
 
 
+needs_sst2 = pytest.mark.skipif(
+    files.local_file("sst2/train.tsv") is None,
+    reason="MODELZIP_DATA names no folder with SST-2",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -34,6 +40,7 @@ needs_cifar10 = pytest.mark.skipif(
         "digits",
         pytest.param("resnet20_int8", marks=needs_cifar10),
         pytest.param("resnet20_prune_int8", marks=needs_cifar10),
+        pytest.param("sst2_int8", marks=[needs_sst2, pytest.mark.timeout(1800)]),
     ],
 )
 def test_a_recipe_meets_its_requirements(name, tmp_path):

@@ -23,6 +23,11 @@ MODELS = {
         torch.randint(9, (3, 5)),
         2,
     ),
+    "text_encoder": (
+        lambda: zoo.text_encoder(vocabulary=9, length=5, width=8, layers=2),
+        torch.randint(9, (3, 5)),
+        2,
+    ),
     "encoder of floats": (lambda: zoo.encoder(features=4, length=5), torch.rand(3, 5, 4), 2),
 }
 
@@ -90,6 +95,52 @@ def test_attention_equals_torchs_own():
 def test_bad_encoders_are_refused(arguments, message):
     with pytest.raises(SettingError, match=message):
         zoo.encoder(**arguments)
+
+
+def small_text_encoder() -> nn.Module:
+    torch.manual_seed(0)
+    return zoo.text_encoder(vocabulary=9, length=5, width=8, layers=2, word_dropout=0.5)
+
+
+def test_padding_says_nothing():
+    model = small_text_encoder().eval()
+    rows = torch.tensor([[3, 4, 0, 0, 0], [3, 4, 0, 0, 0]])
+    with torch.no_grad():
+        expected = model(rows)
+        model.embed.weight[0] = 100.0  # the vector of the padding token
+        model.position[:, 2:] = -100.0
+        torch.testing.assert_close(model(rows), expected)
+
+
+def test_a_sentence_of_nothing_gets_the_classifiers_bias():
+    model = small_text_encoder().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.zeros(1, 5, dtype=torch.long))[0], model.linear.bias)
+
+
+def test_word_dropout_takes_whole_tokens():
+    model = small_text_encoder().train()
+    dropped = model.word_dropout(torch.ones(4, 50, 8)).detach()
+    assert set(dropped.flatten().tolist()) == {0.0, 2.0}  # what is kept makes up for the rest
+    assert bool((dropped == dropped[..., :1]).all())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 10, "heads": 4}, "width must be a multiple of heads, got width=10, heads=4"),
+        ({"vocabulary": 0}, "vocabulary must be an integer of at least 1, got 0"),
+        ({"heads": 0}, "heads must be an integer of at least 1, got 0"),
+        ({"layers": 0}, "layers must be an integer of at least 1, got 0"),
+        ({"classes": 0}, "classes must be an integer of at least 1, got 0"),
+        ({"length": 0}, "length must be an integer of at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout must be a fraction in \[0, 1\), got 1.0"),
+        ({"word_dropout": 30}, "word_dropout must be a fraction .*; for 30 % write 0.3"),
+    ],
+)
+def test_bad_text_encoders_are_refused(arguments, message):
+    with pytest.raises(SettingError, match=message):
+        zoo.text_encoder(**arguments)
 
 
 def build(weights: Path | None = None) -> nn.Module:

@@ -172,13 +172,14 @@ def text_encoder(
         length=checks.integer("length", length, low=1),
         width=width,
         heads=heads,
-        layers=layers,
+        layers=checks.integer("layers", layers, low=1),
         dropout=checks.fraction("dropout", dropout),
         word_dropout=checks.fraction("word_dropout", word_dropout),
-        classes=classes,
+        classes=checks.integer("classes", classes, low=1),
     )
 
 
 def _check_heads(width: int, heads: int) -> None:
-    if width % heads:
+    checks.integer("width", width, low=1)
+    if width % checks.integer("heads", heads, low=1):
         raise SettingError(f"width must be a multiple of heads, got width={width}, heads={heads}")
