@@ -7,8 +7,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from modelzip.errors import DataError
-from modelzip.measure.parity import parity
+from modelzip.errors import DataError, ModelzipError
+from modelzip.measure.parity import parities, parity
 from modelzip.runtime import onnx_file
 from modelzip.runtime.inputs import InputSpec
 from modelzip.runtime.session import load
@@ -110,3 +110,34 @@ def test_nan_names_whose_it_is_and_the_sample(whose: str) -> None:
     message = f"the {whose}'s output 0 for sample 1 holds NaN or infinity"
     with pytest.raises(DataError, match=message):
         parity(nn.Identity(), Fixed(theirs), [torch.tensor(ours)])
+
+
+def test_several_sessions_are_compared_with_one_run_of_the_module() -> None:
+    calls = []
+
+    class Counted(nn.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            return x
+
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    sessions = {"same": Fixed(x), "other": Fixed([[1.0, 2.0], [4.0, 3.0]])}
+    found = parities(Counted(), sessions, [x, x])
+    assert calls == [2, 2]
+    assert [found[key].agreement for key in sessions] == [1, 0.5]
+    assert found["other"].n == 4
+
+
+def test_a_session_that_cannot_be_compared_is_left_out() -> None:
+    x = torch.ones(2, 3)
+    failures: list[tuple[str, ModelzipError]] = []
+    sessions = {"good": Fixed(x), "bad": Fixed(np.full((2, 3), np.nan))}
+    found = parities(
+        nn.Identity(), sessions, [x, x], failed=lambda key, error: failures.append((key, error))
+    )
+    assert list(found) == ["good"]
+    assert found["good"].n == 4
+    assert [key for key, _ in failures] == ["bad"]
+    assert "the file's output 0 for sample 0 holds NaN or infinity" in str(failures[0][1])
+    with pytest.raises(DataError, match="holds NaN"):
+        parities(nn.Identity(), sessions, [x])

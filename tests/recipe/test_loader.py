@@ -39,6 +39,7 @@ def test_a_recipe_is_typed_and_has_its_defaults(tmp_path):
     assert recipe.require == (Requirement("size", 0.2, "x"),)
     assert (recipe.seed, recipe.data.batch_size, recipe.export.opset) == (0, 128, 21)
     assert recipe.measure.batch_sizes == (1, 32)
+    assert recipe.measure.runtimes == ("onnxruntime", "openvino")
     assert recipe.folder == tmp_path
 
 
@@ -135,6 +136,11 @@ def test_the_recipes_here_say_what_the_schema_takes(path, tmp_path, monkeypatch)
             "require:",
             "measure: {threads: 1}\nrequire:",
             "digits.yaml: measure.threads must be a list, got 1",
+        ),
+        (
+            "require:",
+            "measure: {precisions: [bf16]}\nrequire:",
+            "digits.yaml: measure.precisions[0]: precision has no choice 'bf16'; did you mean",
         ),
         (
             "require:",
