@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
-def overflow_count(values: Tensor, dtype: torch.dtype) -> int:
-    """How many finite `values` become infinite in `dtype`.
+def misfit(peak: float, dtype: torch.dtype) -> str:
+    """Why values of which `peak` is the largest |value| do not fit in `dtype`, "" where they do.
 
-    float16 ends at 65504, bfloat16 at about 3.4e38; IEEE 754-2019 rounds to nearest, so values
-    up to half a step beyond the end stay finite, https://doi.org/10.1109/IEEESTD.2019.8766229.
+    float16 ends at 65504 and has all its digits from 6.1e-05, bfloat16 ends at 3.4e38; IEEE
+    754-2019, https://doi.org/10.1109/IEEESTD.2019.8766229.
 
-    >>> overflow_count(torch.tensor([65504., 65519., 65520., float("inf")]), torch.float16)
-    1
+    >>> misfit(81234.0, torch.float16)
+    'reaches 81234, float16 holds 65504'
     """
-    return int((values.isfinite() & values.to(dtype).isinf()).sum())
+    limits, name = torch.finfo(dtype), str(dtype).removeprefix("torch.")
+    if peak > limits.max:
+        return f"reaches {peak:.5g}, {name} holds {limits.max:.5g}"
+    if 0 < peak < limits.smallest_normal:
+        return f"is at most {peak:.2g}, {name} loses digits below {limits.smallest_normal:.2g}"
+    return ""
 
 
 def underflow_count(values: Tensor, dtype: torch.dtype) -> int:
@@ -35,5 +42,10 @@ def largest_magnitude(values: Tensor) -> float:
     >>> largest_magnitude(torch.tensor([1., -7., float("inf")]))
     7.0
     """
+    if not values.numel():
+        return 0.0
+    peak = float(values.detach().abs().max())
+    if math.isfinite(peak):
+        return peak
     finite = values.detach()[values.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from modelzip.core import checks, precision, surgery
+from modelzip.core import checks, mixed, precision, surgery
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
 from modelzip.core.running import call, evaluating, tensors
 from modelzip.core.selection import candidates, select
 from modelzip.errors import ModelError, SettingError
-from modelzip.numerics.floats import largest_magnitude, overflow_count, underflow_count
+from modelzip.numerics.floats import largest_magnitude, misfit, underflow_count
 from modelzip.quantization.fake import ActivationQuantizer, WeightQuantizer
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -24,17 +25,20 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class Cast(Pass):
     """Store what is left in float32 as float16 or bfloat16, and optionally compute in float16.
 
-    Values too large for the type are looked for before anything is changed, and named.
+    What the type cannot hold stays float32 by itself, and the report says why: weights, and when
+    computing in float16 the modules whose values or sums, in a run in float32 on the example
+    inputs and the calibration data, come within a factor of 8 of 65504 or stay below 6.1e-05.
     bfloat16 convolutions have no kernel in onnxruntime, so that type is for storage alone.
     Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740.
 
     Args:
         dtype: "float16" (3 digits, up to 65504) or "bfloat16" (2 digits, float32's range).
         weights_only: store in `dtype` and compute in float32: half the file at the full speed,
-            as onnxruntime widens weights once, on loading. False computes in `dtype` too, which
-            is faster on most GPUs and slower on most CPUs.
+            as onnxruntime widens weights once, on loading. Biases and other vectors stay float32,
+            which widening would cost more bytes than it saves. False computes in `dtype` too,
+            which is faster on most GPUs and slower on most CPUs.
         keep_io: return float32, when computing in `dtype`. False returns `dtype`.
-        skip: layers that stay float32, and compute in it.
+        skip: more layers that stay float32, and compute in it.
 
     A converted layer's `weight` reads as float32 under weights_only; its state holds `dtype`.
 
@@ -73,13 +77,15 @@ class Cast(Pass):
         return self.needs if self.weights_only else self.needs | Need.EXAMPLE_INPUTS
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
-        layers = self._layers(model)
-        self._check_ranges(model, layers, context)
+        layers, protected = self._layers(model, {})
         if not self.weights_only:
+            risks = self._risks(model, context)
+            layers, protected = self._layers(model, risks)
+            context.record["protected"] = risks
             trial = surgery.clone(model)
             for module in trial.modules():
                 surgery.detach_all(module)  # the types are on trial, not the values
-            self._cast(trial, self._layers(trial))
+            self._cast(trial, {n: trial.get_submodule(n) for n in layers}, protected)
             self._check_runs(trial, context)
         return model
 
@@ -87,20 +93,33 @@ class Cast(Pass):
         return model
 
     def convert(self, model: nn.Module, context: Context) -> PassReport:
-        layers = self._layers(model)
-        self._check_ranges(model, layers, context)
-        lost = {name: _lost(layer, self._torch_dtype) for name, layer in layers.items()}
-        self._cast(model, layers)
+        layers, protected = self._layers(model, context.record.get("protected", {}))
+        lost = {name: self._lost(layer) for name, layer in layers.items()}
+        self._cast(model, layers, protected)
         if not self.weights_only:
             self._check_runs(model, context)
         rows = tuple(_row(name, layer, lost[name]) for name, layer in layers.items())
-        return PassReport(name=self.name, settings=self.settings(), layers=rows)
+        return PassReport(
+            name=self.name, settings=self.settings(), layers=rows, protected=_named(protected)
+        )
 
     @property
     def _torch_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
-    def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
+    def _floats(self, module: nn.Module) -> dict[str, Tensor]:
+        """The float32 tensors of `module` itself that are to be stored in `dtype`."""
+        own = surgery.own_tensors(module)
+        quantized = any(t.dtype is torch.int8 for t in own.values())
+        if quantized or surgery.attached(module, WeightQuantizer) is not None:
+            return {}  # what is float there are scales
+        least = 2 if self.weights_only else 1
+        return {n: t for n, t in own.items() if t.dtype is torch.float32 and t.dim() >= least}
+
+    def _layers(
+        self, model: nn.Module, risks: dict[str, str]
+    ) -> tuple[dict[str, nn.Module], dict[str, str]]:
+        """The layers to cast, and why modules stay float32: `risks`, and their weights."""
         if not self.weights_only and isinstance(model, fx.GraphModule):
             raise ModelError(
                 "weights_only=False cannot follow quantization or tracing; set weights_only=True"
@@ -110,125 +129,112 @@ class Cast(Pass):
         norms = (nn.BatchNorm1d, nn.BatchNorm2d) if static else ()
 
         def is_left(module: nn.Module) -> bool:
-            return bool(_floats(module)) and not isinstance(module, norms)
+            return bool(self._floats(module)) and not isinstance(module, norms)
 
         if not any(is_left(module) for _, module in candidates(model, kinds=self.kinds)):
             raise ModelError(
                 "cast finds nothing left in float32: every layer is quantized, or of another type"
             )
-        layers = select(
+        selected = select(
             model, kinds=self.kinds, targets=self.targets, skip=self.skip, where=is_left
         )
-        surgery.refuse_computed(layers, pass_name=self.name)
-        for group in surgery.tied_parameters(model):
-            inside = {name.rpartition(".")[0] in layers for name in group}
-            if len(inside) == 2:
-                raise ModelError(f"cast would untie {' and '.join(group)}; skip all or none")
-        return layers
-
-    def _check_ranges(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
-    ) -> None:
-        """ModelError naming every layer with a weight or activation that overflows."""
-        dtype = self._torch_dtype
-        found: dict[str, list[str]] = {}
-        for layer, module in layers.items():
-            for name, tensor in _floats(module).items():
-                if overflow_count(tensor, dtype):
-                    found.setdefault(layer, []).append(f"{name} {largest_magnitude(tensor):.4g}")
-        if not self.weights_only:
-            limit = torch.finfo(dtype).max
-            for layer, largest in _activations(model, layers, context).items():
-                if largest > limit:
-                    found.setdefault(layer, []).append(f"activations {largest:.4g}")
-        if found:
-            values = "; ".join(f"{layer}: {', '.join(items)}" for layer, items in found.items())
+        surgery.refuse_computed(selected, pass_name=self.name)
+        found = {n: r for n, m in selected.items() if (r := self._misfit(m))} | risks
+        protected = found if self.weights_only else mixed.whole_units(model, found)
+        protected = self._with_tied(model, selected, protected)
+        layers = {n: m for n, m in selected.items() if n not in protected}
+        if not layers:
+            reasons = "; ".join(f"{n}: {r}" for n, r in _named(protected).items())
             raise ModelError(
-                f"{self.dtype} ends at {torch.finfo(dtype).max:g}, and these go beyond: {values}. "
-                f"Add skip: [{', '.join(found)}], or use dtype: bfloat16"
+                f"{self.dtype} can hold none of the selected layers ({reasons}); use "
+                f"{'dtype: bfloat16' if self.weights_only else 'weights_only: true'}"
             )
+        return layers, protected
 
-    def _cast(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-        floating = [name for name, m in candidates(model, kinds=self.kinds) if _floats(m)]
-        stored = {module: _floats(module) for module in layers.values()}
+    def _misfit(self, module: nn.Module) -> str:
+        for name, tensor in self._floats(module).items():
+            if reason := misfit(largest_magnitude(tensor), self._torch_dtype):
+                return f"{name} {reason}"
+        return ""
+
+    def _with_tied(
+        self, model: nn.Module, selected: dict[str, nn.Module], protected: dict[str, str]
+    ) -> dict[str, str]:
+        """`protected`, and the layers that share a weight with one of them."""
+        found = dict(protected)
+        for group in surgery.tied_parameters(model):
+            owners = [name.rpartition(".")[0] for name in group]
+            if len({owner in selected for owner in owners}) == 2:
+                raise ModelError(f"cast would untie {' and '.join(group)}; skip all or none")
+            hit = next((owner for owner in owners if owner in protected), None)
+            if hit is not None:
+                found |= {o: f"tied to {hit}" for o in owners if o not in protected}
+        return found
+
+    def _risks(self, model: nn.Module, context: Context) -> dict[str, str]:
+        with _explained(model, "float32", "give inputs that it takes"):
+            return mixed.risks(model, _inputs(context), self._torch_dtype)
+
+    def _cast(
+        self, model: nn.Module, layers: dict[str, nn.Module], protected: dict[str, str]
+    ) -> None:
+        stored = {module: self._floats(module) for module in layers.values()}
         precision.store(stored, self._torch_dtype)
         if self.weights_only:
             for module, own in stored.items():
                 precision.widen(module, tuple(own))
             return
-        for name, module in model.named_modules():
-            below = [n for n in floating if n == name or not name or n.startswith(f"{name}.")]
-            if below and all(n in layers for n in below):
-                # containers too: some read the weights of the layers in them
-                precision.compute_in(module, inside=self._torch_dtype)
-            elif name in floating and name not in layers:
-                precision.compute_in(module, inside=torch.float32)
-        precision.compute_in(model, outside=torch.float32 if self.keep_io else self._torch_dtype)
+        untouched = {
+            name
+            for name, module in model.named_modules()
+            if name not in layers and any(t.dim() for t in surgery.own_tensors(module).values())
+        }
+        mixed.compute_narrow(
+            model,
+            self._torch_dtype,
+            wide=untouched | set(protected),
+            outside=torch.float32 if self.keep_io else self._torch_dtype,
+        )
 
     def _check_runs(self, model: nn.Module, context: Context) -> None:
         if context.example_inputs is None:  # a checkpoint was read; it ran when it was written
             return
         remedy = "set weights_only=True, or skip the layers concerned"
-        outputs = list(tensors(_run(model, context.example_inputs, self.dtype, remedy)))
-        if not all(bool(torch.isfinite(t).all()) for t in outputs):
+        with _explained(model, self.dtype, remedy), evaluating(model):
+            outputs = list(tensors(call(model, context.example_inputs)))
+        floats = [t for t in outputs if t.is_floating_point()]
+        if not all(bool(torch.isfinite(t).all()) for t in floats):
             raise ModelError(
-                f"{type(model).__name__} gives NaN or infinity in {self.dtype}: a value between "
-                "its layers overflows; set weights_only=True"
+                f"{type(model).__name__} gives NaN or infinity in {self.dtype}; set "
+                "weights_only=True, or prepare it again if its weights have grown since"
             )
 
-
-def _floats(module: nn.Module) -> dict[str, Tensor]:
-    """The float32 weights of `module` itself. Scalars are left out: there is nothing to save."""
-    own = surgery.own_tensors(module)
-    quantized = any(t.dtype is torch.int8 for t in own.values())
-    if quantized or surgery.attached(module, WeightQuantizer) is not None:
-        return {}  # what is float there are scales
-    return {n: t for n, t in own.items() if t.dtype is torch.float32 and t.dim()}
+    def _lost(self, layer: nn.Module) -> int:
+        dtype = self._torch_dtype
+        return sum(underflow_count(tensor, dtype) for tensor in self._floats(layer).values())
 
 
-def _activations(
-    model: nn.Module, layers: Mapping[str, nn.Module], context: Context
-) -> dict[str, float]:
-    """The largest magnitude that goes into or comes out of each layer, on the data there are."""
-    largest = dict.fromkeys(layers, 0.0)
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, outputs: Any) -> None:
-            floats = [t for t in tensors((args, outputs)) if t.is_floating_point()]
-            largest[name] = max(largest[name], *(largest_magnitude(t) for t in floats), 0.0)
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in layers.items()]
+@contextmanager
+def _explained(model: nn.Module, dtype: str, remedy: str) -> Iterator[None]:
+    """ModelError in place of whatever the user's forward raises inside."""
     try:
-        for inputs in _batches(context):
-            _run(model, inputs, "float32", "give inputs that it takes")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return largest
-
-
-def _run(model: nn.Module, inputs: Any, dtype: str, remedy: str) -> Any:
-    try:
-        with evaluating(model):
-            return call(model, inputs)
-    except Exception as error:  # the user's forward raises what it likes
+        yield
+    except Exception as error:  # it raises what it likes
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             f"{type(model).__name__} does not run in {dtype}: {reason}; {remedy}"
         ) from error
 
 
-def _batches(context: Context) -> Iterator[Any]:
+def _inputs(context: Context) -> Iterator[Any]:
     if context.example_inputs is not None:
         yield context.example_inputs
     for batch in context.calibration:
         yield batch.inputs
 
 
-def _lost(layer: nn.Module, dtype: torch.dtype) -> int:
-    return sum(underflow_count(tensor, dtype) for tensor in _floats(layer).values())
+def _named(reasons: dict[str, str]) -> dict[str, str]:
+    return {name or "the model": f"kept float32: {reason}" for name, reason in reasons.items()}
 
 
 def _row(name: str, layer: nn.Module, lost: int) -> LayerReport:

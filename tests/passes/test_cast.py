@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,17 @@ def types(model: nn.Module) -> set[torch.dtype]:
 def test_weights_only_rounds_weights_and_computes_in_float32(dtype: str) -> None:
     model = net()
     small = cast(model, dtype=dtype)
-    assert types(small) == {getattr(torch, dtype)}
+    state = small.state_dict()
+    assert {n: state[n].dtype for n in ("0.weight", "3.weight", "0.bias", "1.running_var")} == {
+        "0.weight": getattr(torch, dtype),
+        "3.weight": getattr(torch, dtype),
+        "0.bias": torch.float32,
+        "1.running_var": torch.float32,
+    }
     rounded = net()
     with torch.no_grad():
         for tensor in rounded.state_dict().values():
-            if tensor.dim():
+            if tensor.dim() > 1:
                 tensor.copy_(tensor.to(getattr(torch, dtype)))
     assert torch.equal(outputs(small), outputs(rounded))
 
@@ -85,7 +93,8 @@ def test_recurrent_layers_use_their_rounded_weights() -> None:
     torch.manual_seed(0)
     model, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
     rounded = nn.LSTM(3, 4)
-    rounded.load_state_dict({n: t.half().float() for n, t in model.state_dict().items()})
+    state = model.state_dict()
+    rounded.load_state_dict({n: t.half().float() if t.dim() > 1 else t for n, t in state.items()})
     with torch.no_grad():
         assert torch.equal(cast(model)(x)[0], rounded(x)[0])
 
@@ -112,7 +121,7 @@ def test_report_says_bits_and_what_became_zero() -> None:
     zipped = mz.prepare(model, [mz.Cast()])
     zipped.convert()
     rows = {row.name: row for row in zipped.reports[0].layers}
-    assert list(rows) == ["0", "1", "3"]
+    assert list(rows) == ["0", "3"]
     assert {row.bits for row in rows.values()} == {16.0}
     assert (rows["3"].note, rows["3"].nonzero) == ("3 values became zero", 16 * 4 + 4 - 3)
 
@@ -160,62 +169,168 @@ def test_file_holds_the_narrow_type_and_runs(settings: dict[str, Any], tmp_path:
     )
 
 
-# ranges
+# what does not fit stays float32
 
 
-def test_weights_that_overflow_are_named_before_anything_changes() -> None:
+def protected(model: nn.Module, inputs: Any = X, **settings: Any) -> dict[str, str]:
+    zipped = mz.prepare(model, [mz.Cast(**settings)], example_inputs=inputs)
+    zipped.convert()
+    return dict(zipped.reports[0].protected)
+
+
+def test_weights_that_do_not_fit_stay_float32() -> None:
     model = net()
+    model.append(nn.Linear(4, 4))
     model[0].weight.data[0, 0] = -1e5
-    model[1].running_var[2] = 7e4
-    with pytest.raises(ModelError) as error:
+    model[3].weight.data.fill_(2e-7)
+    assert protected(model) == {
+        "0": "kept float32: weight reaches 1e+05, float16 holds 65504",
+        "3": "kept float32: weight is at most 2e-07, float16 loses digits below 6.1e-05",
+    }
+    state = cast(model).state_dict()
+    assert [state[f"{i}.weight"].dtype for i in (0, 3, 4)] == [
+        torch.float32,
+        torch.float32,
+        torch.float16,
+    ]
+    assert protected(model, dtype="bfloat16") == {}
+
+
+def test_model_of_which_nothing_fits_is_refused() -> None:
+    model = nn.Linear(8, 8)
+    model.weight.data[0, 0] = 1e5
+    text = r"float16 can hold none of the selected layers \(the model: kept float32: weight reaches"
+    with pytest.raises(ModelError, match=text + r" 1e\+05, .*\); use dtype: bfloat16"):
         cast(model)
-    assert str(error.value) == (
-        "float16 ends at 65504, and these go beyond: 0: weight 1e+05; 1: running_var 7e+04. "
-        "Add skip: [0, 1], or use dtype: bfloat16"
-    )
-    assert types(model) == {torch.float32}
-    cast(model, skip=("0", "1"))
-    cast(model, dtype="bfloat16")
-
-
-def test_activations_that_overflow_are_named_when_computing() -> None:
-    model = net()
-    model[0].weight.data.mul_(3e5)
-    model[0].weight.data.clamp_(-6e4, 6e4)
-    model[1].running_var.fill_(4e4)
-    model[1].weight.data.fill_(0.01)
-    text = r"these go beyond: 0: activations [^;]*; 1: activations [^;]*\. Add skip: \[0, 1\]"
-    with pytest.raises(ModelError, match=text):
+    with pytest.raises(ModelError, match=r"\); use weights_only: true"):
         cast(model, weights_only=False)
-    assert bool(torch.isfinite(outputs(cast(model, weights_only=False, skip=("0", "1")))).all())
-    cast(model)  # computing in float32 is safe
+
+
+def test_weights_that_grew_in_training_stay_float32() -> None:
+    zipped = mz.prepare(net(), [mz.Cast()])
+    zipped.model[3].weight.data[0, 0] = 1e6
+    assert zipped.convert().state_dict()["3.weight"].dtype is torch.float32
+    assert list(zipped.reports[0].protected) == ["3"]
+
+
+def tall() -> nn.Sequential:
+    """A net whose middle goes far beyond 65504 and comes back."""
+    model = nn.Sequential(
+        *(nn.Linear(8, 16), nn.ReLU()),
+        *(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)),
+        *(nn.ReLU(), nn.Linear(16, 4)),
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+        model[2].weight.mul_(5e5 / 8).clamp_(-6e4, 6e4)
+        model[4].weight.mul_(2e-4)
+    return model
+
+
+def test_overflowing_middle_is_kept_and_the_file_equals_float(tmp_path: Path) -> None:
+    model, x = tall(), torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    expected = outputs(model, x)
+    assert not bool(torch.isfinite(outputs(tall().half(), x.half())).all())
+    assert set(protected(model, x, weights_only=False)) == {"2", "3", "4"}
+    small = cast(model, x, weights_only=False)
+    assert {n: t.dtype for n, t in small.state_dict().items() if "weight" in n} == {
+        "0.weight": torch.float16,
+        "2.weight": torch.float32,
+        "4.weight": torch.float32,
+        "6.weight": torch.float16,
+    }
+    (served,) = session.load(mz.export_onnx(small, x, tmp_path / "tall.onnx")).run(x)
+    for found in (outputs(small, x), torch.from_numpy(served)):
+        assert float((found - expected).abs().max()) < 3e-3 * float(expected.abs().max())
+
+
+class Between(nn.Module):
+    """Overflows between its layers."""
+
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.compute = nn.Linear(8, 8), nn.Linear(8, 8), compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.compute(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        (lambda x: (x + 300).square() / 9e4, "activations reach 9.* float16 holds 65504"),
+        (lambda x: x * 1e-6 / 1e-6, "a tensor is at most .*e-07, float16 loses digits below"),
+        (lambda x: x + (30 + x.repeat(1, 512)).mean(1, keepdim=True), "sums reach 1.*e\\+05"),
+        (lambda x: nn.functional.layer_norm(x + 90 * X[:1], (8,)), "sums reach .*"),
+    ],
+)
+def test_overflow_between_layers_is_kept_out(
+    compute: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    model = Between(compute)
+    found = protected(model, weights_only=False)
+    assert list(found) == ["the model"]
+    assert re.fullmatch(f"kept float32: {reason}.*", found["the model"])
+    small = cast(model, weights_only=False)
+    assert types(small) == {torch.float16}
+    torch.testing.assert_close(outputs(small), outputs(model), rtol=5e-3, atol=5e-3)
 
 
 def test_calibration_data_are_watched_as_well() -> None:
-    passes = [mz.Cast(weights_only=False)]
-    with pytest.raises(ModelError, match="0: activations 1e"):
-        mz.prepare(net(), passes, example_inputs=X, calibration=[X, torch.full((1, 8), 1e5)])
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    batches = [X, torch.full((1, 8), 1e5)]
+    zipped = mz.prepare(model, [mz.Cast(weights_only=False)], example_inputs=X, calibration=batches)
+    zipped.convert()
+    assert list(zipped.reports[0].protected) == ["0", "1"]
 
 
-def test_weights_that_grew_in_training_are_named_on_converting() -> None:
-    zipped = mz.prepare(net(), [mz.Cast()])
-    zipped.model[3].weight.data[0, 0] = 1e6
-    with pytest.raises(ModelError, match=r"these go beyond: 3: weight 1e\+06"):
-        zipped.convert()
-
-
-class Overflowing(nn.Module):
+class SelfAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.a(x) + 300).square() * 2 / 2
+        return self.attention(x, x, x, need_weights=False)[0]
 
 
-def test_overflow_between_layers_is_found_by_running() -> None:
-    with pytest.raises(ModelError, match="Overflowing gives NaN or infinity in float16"):
-        cast(Overflowing(), weights_only=False)
+def test_attention_is_kept_whole_and_its_scores_are_seen() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(SelfAttention(), nn.Linear(8, 8))
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        model[0].attention.in_proj_weight[:16].mul_(150)
+    found = protected(model, x, weights_only=False)
+    assert {"0.attention", "0.attention.out_proj"} <= set(found)
+    small = cast(model, x, weights_only=False)
+    torch.testing.assert_close(outputs(small, x), outputs(model, x), rtol=5e-3, atol=5e-3)
+
+
+def test_protection_survives_a_checkpoint(tmp_path: Path) -> None:
+    zipped = mz.prepare(tall(), [mz.Cast(weights_only=False)], example_inputs=X)
+    small = zipped.convert()
+    zipped.save(tmp_path / "tall.safetensors")
+    again = mz.load(tall, tmp_path / "tall.safetensors")
+    assert torch.equal(outputs(again), outputs(small))
+    assert again.state_dict()["2.weight"].dtype is torch.float32
+
+
+def test_layer_tied_to_a_protected_one_stays_float32_too() -> None:
+    a, b, c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    b.weight = a.weight
+    with torch.no_grad():
+        a.weight[0, 0] = 1e5
+    found = protected(nn.Sequential(a, b, c))
+    assert set(found) == {"0", "1"}
+
+
+def test_activations_that_grew_in_training_are_refused_on_converting() -> None:
+    zipped = mz.prepare(net(), [mz.Cast(weights_only=False)], example_inputs=X)
+    zipped.model[0].weight.data.fill_(6e4)
+    with pytest.raises(ModelError, match="Sequential gives NaN or infinity in float16; set"):
+        zipped.convert()
 
 
 class Float32Only(nn.Module):
