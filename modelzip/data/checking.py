@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 from typing import Any
 
@@ -13,6 +14,8 @@ from modelzip.core.running import call, evaluating, tensors
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Splits, length, loader
 from modelzip.errors import DataError, ModelError, SettingError
+
+log = logging.getLogger(__name__)
 
 _SAMPLED = 256  # items looked at in a dataset that may be slow to read
 _CHUNK = 4096
@@ -48,7 +51,8 @@ def calibration_batches(
 ) -> list[tuple[Any, Tensor]]:
     """(inputs, targets) batches of `samples` training items, chosen by `seed`, un-augmented.
 
-    All of the training data where there are fewer. A dataset that is not an `ArrayDataset` is
+    All of the training data where there are fewer, with a warning where they do not fill one batch.
+    A dataset that is not an `ArrayDataset` is
     taken as it is, with any augmentation of its own.
 
     >>> from modelzip.data import digits
@@ -59,6 +63,13 @@ def calibration_batches(
         raise SettingError(f"samples must be at least 1, got {samples}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(length(splits.train), generator=generator)[:samples]
+    if len(order) < batch_size:
+        log.warning(
+            "the calibration data are %d samples, fewer than a batch of %d; ranges from so few may "
+            "clip what comes later",
+            len(order),
+            batch_size,
+        )
     plain = splits.train.plain() if isinstance(splits.train, ArrayDataset) else splits.train
     return list(loader(Subset(plain, order.tolist()), batch_size=batch_size))
 

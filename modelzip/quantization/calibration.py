@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from modelzip.core.base import Batch
 from modelzip.core.running import call, evaluating
 from modelzip.errors import ModelError
-from modelzip.numerics.histogram import mse_range, percentile_range
+from modelzip.numerics.histogram import Histogram, entropy_range, mse_range, percentile_range
 from modelzip.quantization.fake import ActivationQuantizer
+from modelzip.quantization.representative import compared_with_training
 
-Calibrator = Literal["minmax", "percentile", "mse"]
-CALIBRATORS = ("minmax", "percentile", "mse")
-
-_BINS = 2048
-_COUNTABLE = 2**24  # values that one call counts exactly, as it counts in float32
+Calibrator = Literal["minmax", "percentile", "mse", "mse_batch", "entropy"]
+CALIBRATORS = ("minmax", "percentile", "mse", "mse_batch", "entropy")
 
 
 def calibrate(
@@ -30,64 +28,75 @@ def calibrate(
     calibrator: Calibrator,
     percentile: float,
 ) -> None:
-    """Set the range of each quantizer from what passes through it; ModelError names a NaN.
+    """Set the range of each quantizer from what passes through it, in one run over `batches`.
 
-    One run of the model over `batches` for the extremes, and one more for histograms unless the
-    calibrator is "minmax".
+    ModelError names an activation that is not finite; a warning says where the data are far from
+    what batch norms saw in training.
     """
-    extremes = {q: _Extremes() for _, q in quantizers}
-    _observe(graph, quantizers, batches, lambda q, x: extremes[q].update(x))
+    seen = {q: _Seen(q, calibrator, percentile) for _, q in quantizers}
+    with compared_with_training(graph):
+        _observe(graph, quantizers, batches, lambda q, x: seen[q].update(x))
     for name, quantizer in quantizers:
-        found = extremes[quantizer]
+        found = seen[quantizer]
         if not (math.isfinite(found.low) and math.isfinite(found.high)):
             raise ModelError(
                 f"activation {name!r} is NaN or infinite, or was never computed, on the "
                 "calibration data; check the weights and the data's range"
             )
-        quantizer.set_range(found.low, found.high)
-    if calibrator == "minmax":
-        return
-    counts = {q: torch.zeros(_BINS, dtype=torch.float64) for _, q in quantizers}
-
-    def count(quantizer: ActivationQuantizer, values: Tensor) -> None:
-        low, high = extremes[quantizer].span
-        for part in torch.split(values.float().flatten(), _COUNTABLE):
-            counts[quantizer] += torch.histc(part, _BINS, low, high).double().cpu()
-
-    _observe(graph, quantizers, batches, count)
-    for _, quantizer in quantizers:
-        low, high = extremes[quantizer].span
-        if calibrator == "percentile":
-            chosen = percentile_range(counts[quantizer], low, high, percentile=percentile)
-        else:
-            chosen = mse_range(
-                counts[quantizer],
-                low,
-                high,
-                bits=quantizer.bits,
-                nonnegative=quantizer.nonnegative,
-            )
-        quantizer.set_range(*chosen)
+        quantizer.set_range(*found.chosen())
 
 
-class _Extremes:
-    def __init__(self) -> None:
+class _Seen:
+    """What a quantizer saw: the extremes, and what its calibrator needs besides."""
+
+    def __init__(
+        self, quantizer: ActivationQuantizer, calibrator: Calibrator, percentile: float
+    ) -> None:
+        self.quantizer = quantizer
+        self.calibrator = calibrator
+        self.percentile = percentile
         self.low, self.high = math.inf, -math.inf
+        self.histogram = Histogram()
+        self.ranges: list[tuple[float, float]] = []  # one a batch, for "mse_batch"
 
     def update(self, values: Tensor) -> None:
-        if not values.numel():
+        if not values.numel() or math.isnan(self.low):
             return
         low, high = (float(v) for v in torch.aminmax(values.detach().float()))
         if math.isnan(low):  # min and max would ignore it
-            low, high = math.nan, math.nan
-        if not math.isnan(self.low):
-            self.low = low if math.isnan(low) else min(self.low, low)
-            self.high = high if math.isnan(high) else max(self.high, high)
+            self.low = self.high = math.nan
+            return
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.calibrator == "minmax" or not math.isfinite(high - low):
+            return
+        self.histogram.add(values)
+        if self.calibrator == "mse_batch":
+            self.ranges.append(self._fitted())
+            self.histogram = Histogram()
 
-    @property
-    def span(self) -> tuple[float, float]:
-        """The range, widened where it is a single value."""
-        return self.low, max(self.high, self.low + 1e-6)
+    def chosen(self) -> tuple[float, float]:
+        """The range to quantize, no wider than the extremes."""
+        if self.calibrator == "minmax":
+            return self.low, self.high
+        if self.calibrator == "mse_batch":
+            lows, highs = zip(*self.ranges, strict=True)
+            low, high = sum(lows) / len(lows), sum(highs) / len(highs)
+        else:
+            low, high = self._fitted()
+        return max(low, self.low), min(high, self.high)
+
+    def _fitted(self) -> tuple[float, float]:
+        counts, low, high = self.histogram.trimmed()
+        if self.calibrator == "percentile":
+            return percentile_range(counts, low, high, percentile=self.percentile)
+        choose = entropy_range if self.calibrator == "entropy" else mse_range
+        return choose(
+            counts,
+            low,
+            high,
+            bits=self.quantizer.bits,
+            nonnegative=self.quantizer.nonnegative,
+        )
 
 
 def _observe(

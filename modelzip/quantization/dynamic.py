@@ -22,9 +22,11 @@ class DynamicQuantizedLinear(nn.Module):
     weight_scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, integers: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, integers: Tensor, weight_scale: Tensor, bias: Tensor | None, *, bits: int = 8
+    ) -> None:
         super().__init__()
-        self.bits = 8
+        self.bits = bits
         self.register_buffer("weight", integers.to(torch.int8))
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -69,7 +71,9 @@ def freeze(model: nn.Module) -> None:
     for name, linear, quantizer in list(surgery.all_attached(model, WeightQuantizer)):
         integers, scale = quantizer.integers(surgery.original_tensor(linear))
         bias = linear.bias if isinstance(linear.bias, Tensor) else None
-        surgery.replace(model, name, DynamicQuantizedLinear(integers, scale, bias))
+        surgery.replace(
+            model, name, DynamicQuantizedLinear(integers, scale, bias, bits=quantizer.bits)
+        )
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # off its fused path, which reads float weights

@@ -28,7 +28,8 @@ class WeightQuantizer(nn.Module):
     """Parametrization that rounds a weight to a symmetric grid, one scale for each output channel.
 
     With "lsq" the scale is learned; otherwise it follows the weight: the largest |w| above four
-    bits, the least squared error at four and below, where clipping pays.
+    bits, the least squared error at four and below, where clipping pays. While `observing` it
+    passes the weight through.
     """
 
     scale: Tensor
@@ -37,6 +38,8 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.learned = method == "lsq"
+        self.kept = False
+        self.observing = False
         start = self._fit(weight)
         if self.learned:
             self.scale = nn.Parameter(start)
@@ -47,11 +50,17 @@ class WeightQuantizer(nn.Module):
         choose = symmetric_scale if self.bits > 4 else mse_scale
         return choose(weight, bits=self.bits)
 
+    def keep(self, scale: Tensor | None = None) -> None:
+        """Stop following the weight, with `scale` from now on where it is given."""
+        self.kept = True
+        if scale is not None:
+            self.scale.copy_(scale)
+
     def current_scale(self, weight: Tensor) -> Tensor:
         """Positive scale of each output channel, shape [channels]."""
         if self.learned:
             return self.scale.abs().clamp_min(SMALLEST_SCALE)
-        if self.training:
+        if self.training and not self.kept:
             # a tensor of its own: another call before backward must not change this one's
             fresh = self._fit(weight)
             self.scale.copy_(fresh)
@@ -66,6 +75,8 @@ class WeightQuantizer(nn.Module):
         return (weight.detach() / shaped).round_().clamp_(-top, top), scale
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.observing:
+            return weight
         top = weight_levels(self.bits)
         shaped = self.current_scale(weight).view(-1, *[1] * (weight.dim() - 1))
         factor = 1 / math.sqrt(top * weight[0].numel())

@@ -3,9 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from modelzip.numerics.affine import activation_grid
-from modelzip.numerics.histogram import mse_range, percentile_range
+from modelzip.numerics.histogram import Histogram, entropy_range, mse_range, percentile_range
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=4, max_size=40).filter(any)
 
@@ -65,3 +66,65 @@ def test_mse_range_has_the_least_error(counts, bits, ends):
     step = round(found[1] / high * 100)
     assert found[0] == pytest.approx(low * step / 100)
     assert errors[step] <= min(errors.values()) * (1 + 1e-9) + 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1), min_size=1, max_size=5))
+def test_a_histogram_counts_what_numpy_counts_however_often_its_bins_widen(batches):
+    histogram = Histogram()
+    for batch in batches:
+        histogram.add(torch.tensor(batch))
+    counts, low, high = histogram.trimmed()
+    values = np.concatenate([np.float32(b) for b in batches]).astype(np.float64)
+    assert counts.sum() == len(values)
+    assert low <= values.min()
+    assert high >= values.max()
+    # the mean of the bins' centres is within half a bin of the mean of the values
+    width = (high - low) / len(counts)
+    centres = low + (np.arange(len(counts)) + 0.5) * width
+    assert abs((counts.numpy() * centres).sum() / len(values) - values.mean()) <= width * 0.51
+
+
+def test_of_many_values_a_histogram_counts_a_sample():
+    values = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0))
+    histogram = Histogram()
+    histogram.add(values)
+    counts, _, _ = histogram.trimmed()
+    assert 2**16 < float(counts.sum()) < 2**18
+    expected = counts.sum() / len(counts)
+    assert float((counts / expected - 1).abs().mean()) < 0.2
+
+
+def test_a_histogram_of_nothing_or_of_zeros_is_usable():
+    histogram = Histogram()
+    histogram.add(torch.zeros(0))
+    histogram.add(torch.zeros(7))
+    counts, low, high = histogram.trimmed()
+    assert (float(counts.sum()), low <= 0.0 <= high) == (7.0, True)
+
+
+def test_entropy_range_keeps_all_where_nothing_is_lost():
+    # two values of the grid in use, one bin each
+    counts = torch.zeros(16)
+    counts[0], counts[1], counts[15] = 5.0, 5.0, 5.0
+    assert entropy_range(counts, 0.0, 16.0, bits=4, nonnegative=True) == (0.0, 16.0)
+
+
+def test_entropy_range_against_scipy():
+    counts = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 20.0, 64).round())
+    counts[0] = min(counts[0], counts[1])  # zeros are exact
+    found = entropy_range(counts, 0.0, 64.0, bits=3, nonnegative=True, candidates=64)
+    losses = {}
+    for bins in range(9, 65):
+        kept = counts[:bins].numpy()
+        exact = kept.copy()
+        exact[-1] += counts[bins:].sum()
+        scale = bins / 7
+        value = np.minimum(np.rint((np.arange(bins) + 0.5) / scale), 7)
+        coarse = np.zeros(bins)
+        for v in range(8):
+            mine = (value == v) & (kept > 0)
+            coarse[mine] = kept[value == v].sum() / max(mine.sum(), 1)
+        coarse = np.maximum(coarse, 1e-9 * kept.sum())
+        losses[bins] = stats.entropy(exact, coarse)
+    assert losses[round(found[1])] == pytest.approx(min(losses.values()), rel=1e-9)

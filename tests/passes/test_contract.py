@@ -75,6 +75,12 @@ ROWS = [
     Row(mz.PruneChannels(macs="0.5x", round_to=1, importance="l1", scope="layer")),
     Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
+    Row(
+        mz.Int8(bits=4, layer_bits={"0": 8}, rounding="least_squares", bias_correction=True),
+        tolerance=0.02,
+    ),
+    Row(mz.Int8(portable=True, activation_bits=7, calibrator="entropy"), tolerance=0.02),
+    Row(mz.Int8(bits=6), norm_net, tolerance=0.02),
     Row(mz.Int8(mode="linear"), norm_net, tolerance=0.02),
     Row(mz.Int8(), norm_net, tolerance=0.02),
     Row(mz.FakeQuantize(), tolerance=0.02),

@@ -5,7 +5,7 @@ from torch import nn
 
 from modelzip.core.base import Batch
 from modelzip.errors import ModelError
-from modelzip.quantization.calibration import calibrate
+from modelzip.quantization.calibration import CALIBRATORS, calibrate
 from modelzip.quantization.fake import ActivationQuantizer
 
 
@@ -73,7 +73,30 @@ def test_values_beyond_2_to_the_24_are_still_counted():
     assert float(quantizer.high) < 0.01
 
 
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
+def test_mse_batch_is_the_mean_of_each_batch_s_mse_range():
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(5000, generator=generator) * size for size in (1.0, 2.0, 4.0)]
+    found = calibrated(*batches, calibrator="mse_batch", bits=4)
+    alone = [calibrated(b, calibrator="mse", bits=4) for b in batches]
+    assert float(found.high) == pytest.approx(sum(float(q.high) for q in alone) / 3)
+    assert float(found.low) == pytest.approx(sum(float(q.low) for q in alone) / 3)
+
+
+def test_entropy_clips_a_lone_outlier():
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).abs()
+    values[0] = 20.0
+    assert 2.5 < float(calibrated(values, calibrator="entropy", form="relu").high) < 10.0
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_no_range_is_wider_than_the_data(calibrator):
+    values = torch.tensor([-0.7, 0.1, 0.33, 1.3])
+    quantizer = calibrated(values, calibrator=calibrator, percentile=100.0)
+    assert float(quantizer.low) > -0.70001
+    assert float(quantizer.high) < 1.30001
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
 @pytest.mark.parametrize("value", [0.0, 3.0, -2.0, 1e6])
 def test_constant_data_give_a_grid_that_works(calibrator, value):
     quantizer = calibrated(torch.full((10,), value), calibrator=calibrator)
