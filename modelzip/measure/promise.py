@@ -12,7 +12,6 @@ from onnx import TensorProto, numpy_helper
 from modelzip.runtime import onnx_file
 
 _INTEGER_INPUTS = {"QuantizeLinear", "DynamicQuantizeLinear"}
-_NARROW = {TensorProto.INT4, TensorProto.INT2}
 _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
@@ -39,10 +38,11 @@ def integer_promise(path: Path, isa: Sequence[str]) -> Promise | None:
     model = onnx_file.read(path, weights=True)
     if not any(node.op_type in _INTEGER_INPUTS for node in model.graph.node):
         return None
-    weights = [w for w in model.graph.initializer if len(w.dims) > 1]
-    wide = [w for w in weights if w.data_type == TensorProto.INT8 and not _is_narrow(w)]
-    if not wide and not any(w.data_type in {TensorProto.INT8, *_NARROW} for w in weights):
-        return None
+    wide = [  # weights of fewer bits are packed, as another type
+        weight
+        for weight in model.graph.initializer
+        if weight.data_type == TensorProto.INT8 and len(weight.dims) > 1 and not _is_narrow(weight)
+    ]
     if not {"avx2", *_VNNI} & set(isa):
         return Promise(
             text="integer sums are the module's on x86 processors; this one was never tried",
