@@ -6,10 +6,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+from torch import Tensor
 
 from modelzip.export.layers import convolution_attributes, window_attributes
 from modelzip.export.writer import Call, NoRuleError, Value
 from modelzip.quantization.dynamic import DynamicQuantizedLinear
+from modelzip.quantization.elementwise import (
+    QuantizedHardsigmoid,
+    QuantizedLeakyRelu,
+    QuantizedMultiply,
+    QuantizedSigmoid,
+)
 from modelzip.quantization.integer import (
     OnGrid,
     Quantize,
@@ -49,24 +56,24 @@ def average_pool(call: Call, module: QuantizedAveragePool, x: Value, **window: A
 def convolution(call: Call, module: QuantizedConv, x: Value) -> str:
     weight, bias = _weight(call, module), _bias(call, module)
     attributes = convolution_attributes(module.weight.shape[2:], **module.geometry)
-    product = call.node("Conv", x.name, weight, bias, **attributes)
+    product = call.layer("Conv", x.name, weight, bias, **attributes)
     return _emit(call, module, product, relu=module.relu)
 
 
 def linear(call: Call, module: QuantizedLinear, x: Value) -> str:
     if len(x.shape) == 2:
-        product = call.node("Gemm", x.name, _weight(call, module), _bias(call, module), transB=1)
+        product = call.layer("Gemm", x.name, _weight(call, module), _bias(call, module), transB=1)
     else:
         transposed = _weight(call, module, transposed=True)
         bias = call.constant(module.bias.float() * module.bias_scale)
-        product = call.node("Add", call.node("MatMul", x.name, transposed), bias)
+        product = call.node("Add", call.layer("MatMul", x.name, transposed), bias)
     return _emit(call, module, product, relu=module.relu)
 
 
 def dynamic_linear(call: Call, module: DynamicQuantizedLinear, x: Value) -> str:
     q, step, zero = call.graph.nodes_outputs("DynamicQuantizeLinear", x.name, names=["", "", ""])
     weight = call.constant(module.weight.t().contiguous(), f"{call.label}.weight")
-    total = call.node("MatMulInteger", q, weight, zero)
+    total = call.layer("MatMulInteger", q, weight, zero)
     scale = call.node("Mul", step, call.constant(module.weight_scale))
     product = call.node("Mul", call.node("Cast", total, to=onnx.TensorProto.FLOAT), scale)
     if module.bias is None:
@@ -74,8 +81,32 @@ def dynamic_linear(call: Call, module: DynamicQuantizedLinear, x: Value) -> str:
     return call.node("Add", product, call.constant(module.bias))
 
 
-def _emit(call: Call, module: OnGrid, name: str, *, relu: bool = False) -> str:
-    """The value `name` on the module's grid, where it has one."""
+def multiply(call: Call, module: QuantizedMultiply, a: Value, b: Value) -> str:
+    return _emit(call, module, call.node("Mul", a.name, b.name), relu=module.relu)
+
+
+def sigmoid(call: Call, module: QuantizedSigmoid, x: Value) -> str:
+    return _emit(call, module, call.node("Sigmoid", x.name))
+
+
+def leaky_relu(call: Call, module: QuantizedLeakyRelu, x: Value) -> str:
+    return _emit(call, module, call.node("LeakyRelu", x.name, alpha=module.slope))
+
+
+def hardsigmoid(call: Call, module: QuantizedHardsigmoid, x: Value) -> str:
+    one = call.constant(np.ones(1, np.uint8))
+    three = call.node("DequantizeLinear", one, call.constant(module.shift.b_scale))
+    total = call.node("Add", x.name, three)
+    return _emit(call, module, total, stored_with=module.shift.out_scale)
+
+
+def _emit(
+    call: Call, module: OnGrid, name: str, *, relu: bool = False, stored_with: Tensor | None = None
+) -> str:
+    """The value `name` on the module's grid, where it has one.
+
+    `stored_with` is the scale to quantize with, where it is another than that of the grid.
+    """
     if not module.quantized:
         return call.node("Relu", name) if relu else name
     if relu and module.out_zero_point:
@@ -83,7 +114,8 @@ def _emit(call: Call, module: OnGrid, name: str, *, relu: bool = False) -> str:
     # rounding to integers from 0 upwards is a ReLU in itself
     scale, zero_point, top = module.out
     grid = call.constant(scale), call.constant(np.uint8(zero_point))
-    q = call.node("QuantizeLinear", name, *grid)
+    stored = call.constant(scale if stored_with is None else stored_with)
+    q = call.node("QuantizeLinear", name, stored, grid[1])
     if top < 255:  # a grid of fewer bits, kept in bytes
         q = call.node("Clip", q, call.constant(np.uint8(0)), call.constant(np.uint8(top)))
     return call.node("DequantizeLinear", q, *grid, name=f"{call.label}_quantized")

@@ -27,7 +27,7 @@ def convolution(call: Call, module: _Convolution, x: Value) -> str:
     inputs = [parameter(call, module, "weight")]
     if module.bias is not None:
         inputs.append(parameter(call, module, "bias"))
-    return call.node("Conv", x.name, *inputs, **attributes)
+    return call.layer("Conv", x.name, *inputs, **attributes)
 
 
 def linear(call: Call, module: nn.Linear, x: Value) -> str:
@@ -36,9 +36,9 @@ def linear(call: Call, module: nn.Linear, x: Value) -> str:
         inputs = [parameter(call, module, "weight")]
         if module.bias is not None:
             inputs.append(parameter(call, module, "bias"))
-        return call.node("Gemm", x.name, *inputs, transB=1)
+        return call.layer("Gemm", x.name, *inputs, transB=1)
     transposed = call.constant(weight.t().contiguous(), f"{call.label}.weight")
-    product = call.node("MatMul", x.name, transposed)
+    product = call.layer("MatMul", x.name, transposed)
     if module.bias is None:
         return product
     return call.node("Add", product, parameter(call, module, "bias"))

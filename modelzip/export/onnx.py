@@ -18,6 +18,8 @@ from modelzip.export import exporter
 from modelzip.export.arguments import arguments
 from modelzip.export.narrow import narrow
 from modelzip.quantization import symbolic
+from modelzip.quantization.dynamic import DynamicQuantizedLinear
+from modelzip.quantization.integer import QuantizedLayer
 from modelzip.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -73,7 +75,9 @@ def export_onnx(
     model = surgery.clone(model).eval().requires_grad_(False)
     settings = _Settings(opset=opset, dynamic_batch=dynamic_batch)
     if not _write_directly(model, example_inputs, path, settings):
-        _write(_exported(model, example_inputs, settings), path)
+        proto = _exported(model, example_inputs, settings)
+        _pack(proto, model)
+        _write(proto, path)
     return path
 
 
@@ -91,6 +95,7 @@ def _write_directly(model: nn.Module, example_inputs: Any, path: Path, settings:
     args, kwargs = arguments(model, example_inputs)
     try:
         written = direct.write(model, args, kwargs, **settings)
+        _pack(written.proto, model)
         _write(written.proto, path, check=lambda session: verify.verify(session, written))
     except (NoRuleError, ExportError) as error:
         log.debug("%s is left to torch's exporter: %s", path, error)
@@ -108,6 +113,14 @@ def _exported(model: nn.Module, example_inputs: Any, settings: _Settings) -> onn
             raise
         log.warning("%s; exported as it was captured instead", error)
         return exporter.write(graph, args, kwargs, **settings)
+
+
+def _pack(proto: onnx.ModelProto, model: nn.Module) -> None:
+    from modelzip.export.packing import pack
+
+    layers = (QuantizedLayer, DynamicQuantizedLinear)
+    named = model.named_modules()
+    pack(proto, {f"{name}.weight": m.bits for name, m in named if isinstance(m, layers)})
 
 
 def _write(

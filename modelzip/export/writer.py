@@ -60,7 +60,7 @@ class Graph:
         array = np.array(values, order="C")
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
             stored = self.name(name)
             self._constants[key] = stored
@@ -112,6 +112,12 @@ class Call:
 
     def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         return self.graph.node(op, *inputs, name=name, **attributes)
+
+    def layer(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Add the node that does a layer's work: it has the layer's name, for who measures it."""
+        output = self.graph.node(op, *inputs, **attributes)
+        self.graph.nodes[-1].name = self.label
+        return output
 
     def constant(self, values: Tensor | npt.ArrayLike, name: str = "") -> str:
         return self.graph.constant(values, name=name)

@@ -15,6 +15,7 @@ from onnx import inliner, numpy_helper, shape_inference
 
 from modelzip.errors import ExportError
 from modelzip.measure.size import LayerSize
+from modelzip.measure.unpacking import unpacked
 from modelzip.runtime import onnx_file
 
 Shape = tuple[int, ...]
@@ -63,17 +64,20 @@ def count(path: Path, *, example_inputs: Any) -> tuple[tuple[LayerSize, ...], tu
     """
     model = inliner.inline_local_functions(onnx_file.read(path))
     batch = _fix_inputs(model.graph, example_inputs)
-    stored = _stored(model.graph)
+    packed = unpacked(model.graph)
+    stored = _stored(model.graph) | packed.weights
     shapes = _shapes(model)
     makers = {name: node for node in model.graph.node for name in node.output}
     counted: set[str] = set()
     layers, uncounted = [], []
     for node in model.graph.node:
+        if node.output[0] in packed.operators or _is_scale(node, stored):
+            continue
         label = node.name or node.output[0]
         macs = _macs(node, shapes)
         if macs is None:
             uncounted.append(f"{label} ({node.op_type})")
-        parameters, nonzero, bits, weight = 0, 0, 0, ""
+        parameters, nonzero, bits, weight = 0, 0, 0.0, ""
         for found in _weights(node, stored, makers):
             if found.tensor.name in counted:  # a shared one is stored once
                 continue
@@ -82,7 +86,7 @@ def count(path: Path, *, example_inputs: Any) -> tuple[tuple[LayerSize, ...], tu
             elements, used = _elements(found, stored, path.parent)
             parameters += elements
             nonzero += used
-            bits += elements * _bits(found.tensor)
+            bits += elements * packed.bits.get(found.tensor.name, _bits(found.tensor))
         if parameters or macs:
             layers.append(
                 LayerSize(
@@ -162,6 +166,11 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
             return None
         return math.prod(out) * first[0 if _flag(node, "transA") else -1]
     return 0
+
+
+def _is_scale(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether the node multiplies constants, which is done once, when the file is loaded."""
+    return node.op_type == "Mul" and all(name in stored for name in node.input)
 
 
 def _is_foreign(node: onnx.NodeProto) -> bool:
