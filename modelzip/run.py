@@ -20,6 +20,7 @@ from modelzip.data.checking import check
 from modelzip.export.onnx import export_onnx
 from modelzip.measure.machine import describe
 from modelzip.recipe import loader, sources
+from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.schema import Plan, Recipe
 from modelzip.recipe.steps import (
     Workshop,
@@ -103,7 +104,13 @@ def compress(
             "require": dict(require or {}),
         },
     )
-    shop = open_workshop(data, batch_size=batch_size, calibration=calibration, seed=seed)
+    shop = open_workshop(
+        data,
+        batch_size=batch_size,
+        calibration=calibration,
+        seed=seed,
+        serving=Serving.of(plan.measure, plan.require),
+    )
     copy = surgery.clone(model)
     return _carry_out(plan, copy, shop, train=None, out=out, resume=resume, progress=progress)
 
@@ -122,6 +129,7 @@ def workshop(recipe: Recipe) -> Workshop:
         batch_size=recipe.data.batch_size,
         calibration=recipe.data.calibration,
         seed=recipe.seed,
+        serving=Serving.of(recipe.measure, recipe.require),
     )
 
 

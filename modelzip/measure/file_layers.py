@@ -18,7 +18,8 @@ _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "ConvIn
 _WEIGHTED |= {"MatMulNBits", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul"}
 # what follows a layer and is part of it, where its other inputs are constant
 _FOLLOWS = {"Add", "BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Mul"}
-_FOLLOWS |= {"QuantizeLinear", "Relu"}
+_FOLLOWS |= {"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "QuantizeLinear", "Relu"}
+_FOLLOWS |= {"Sigmoid", "Softplus", "Tanh"}
 # of those, what comes before the value that the module of the layer returns
 _INSIDE = {
     "Conv": {"BatchNormalization"},

@@ -11,7 +11,7 @@ from torch import fx, nn
 from modelzip.core import checks, surgery
 from modelzip.core.base import Context, Need, Pass, PassReport, Stage
 from modelzip.core.graph import notes_of
-from modelzip.errors import SettingError
+from modelzip.errors import SelectionError, SettingError, did_you_mean
 from modelzip.quantization import attach, dynamic
 from modelzip.quantization.calibration import CALIBRATORS, Calibrator
 from modelzip.quantization.correction import refine
@@ -56,6 +56,9 @@ class Int8(Pass):
             data; "mse_batch", the mean of each batch's "mse" range; or "entropy", with the least
             information lost.
         percentile: percent of the values inside the range, for "percentile".
+        keep_float: layers to leave in float, by name, each with the reason; or "auto": a recipe's
+            run, and `compress`, find those that are slower in int8 on this machine, or that cost
+            most of the accuracy where more than the recipe allows is lost.
 
     >>> import torch, modelzip as mz
     >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(32, 4)
@@ -78,6 +81,7 @@ class Int8(Pass):
     portable: bool = False
     calibrator: Calibrator = "minmax"
     percentile: float = 99.99
+    keep_float: Mapping[str, str] | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,12 +98,19 @@ class Int8(Pass):
         percent = checks.positive("percentile", self.percentile)
         if not 50 <= percent <= 100:
             raise SettingError(f"percentile must be from 50 to 100, got {percent:g}")
+        if self.keep_float != "auto":
+            self._set("keep_float", _reasons(self.keep_float))
 
     @property
     def requires(self) -> Need:
         return Need.NOTHING if self.mode == "dynamic" else Need.CALIBRATION
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
+        if self.keep_float == "auto":
+            raise SettingError(
+                "keep_float='auto' times files, which modelzip run and compress do; here name the "
+                "layers: keep_float={'fc': 'reason'}"
+            )
         mode = self._mode(model)
         if mode == "dynamic":
             self._refuse_ranges()
@@ -127,7 +138,16 @@ class Int8(Pass):
 
     def _layers(self, model: nn.Module, mode: str) -> tuple[dict[str, nn.Module], dict[str, str]]:
         kinds = (nn.Linear,) if mode in ("dynamic", "linear") else attach.KINDS
-        return attach.choose_layers(self, model, kinds=kinds, traced=mode != "dynamic")
+        layers, protected = attach.choose_layers(self, model, kinds=kinds, traced=mode != "dynamic")
+        kept = cast("Mapping[str, str]", self.keep_float or {})
+        for name in kept:
+            if name not in layers:
+                near = did_you_mean(name, layers)
+                raise SelectionError(f"keep_float: there is no layer {name!r} to quantize{near}")
+        layers = {name: layer for name, layer in layers.items() if name not in kept}
+        if not layers:
+            raise SelectionError("keep_float names every layer; leave int8 out")
+        return layers, protected | dict(kept)
 
     def _attach(
         self, model: nn.Module, layers: dict[str, nn.Module], context: Context
@@ -179,6 +199,18 @@ class Int8(Pass):
         normalised = any(isinstance(m, nn.LayerNorm) for m in model.modules())
         linear = _weights(model, (nn.Linear,))
         return "dynamic" if normalised and linear > _weights(model, _CONVOLUTIONS) else "static"
+
+
+def _reasons(kept: object) -> dict[str, str] | None:
+    """The setting `keep_float` in its proper type, or SettingError; None where it is empty."""
+    if kept is None or kept == {}:
+        return None
+    if not isinstance(kept, Mapping):
+        raise SettingError(
+            f"keep_float must be auto, or map layer names to reasons, got {kept!r}; "
+            "skip takes patterns"
+        )
+    return {str(name): str(reason) for name, reason in kept.items()}
 
 
 def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:

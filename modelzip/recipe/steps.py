@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from modelzip.core.running import call, evaluating
 from modelzip.data.base import Splits, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.errors import SettingError
+from modelzip.passes.int8 import Int8
+from modelzip.recipe.keep_float import Bench, Serving, settle
 from modelzip.recipe.schema import settings, step_name
 from modelzip.report.record import StepRecord, decode, write
 from modelzip.train.finetune import FineTune, finetune, training_steps
@@ -41,9 +43,17 @@ class Workshop:
     calibration: Sequence[Any]
     example_inputs: Any
     seed: int
+    serving: Serving = field(default_factory=Serving)
 
 
-def open_workshop(splits: Splits, *, batch_size: int, calibration: int, seed: int) -> Workshop:
+def open_workshop(
+    splits: Splits,
+    *,
+    batch_size: int,
+    calibration: int,
+    seed: int,
+    serving: Serving | None = None,
+) -> Workshop:
     """The data ready for steps: checked, and `calibration` training samples picked by `seed`."""
     check(splits)
 
@@ -56,6 +66,7 @@ def open_workshop(splits: Splits, *, batch_size: int, calibration: int, seed: in
         calibration=pick(calibration),
         example_inputs=pick(_EXAMPLES)[0][0],
         seed=seed,
+        serving=serving or Serving(),
     )
 
 
@@ -68,7 +79,7 @@ def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[
     for index, step in enumerate(steps):
         if isinstance(step, Pass):
             trial.add(
-                step,
+                _untimed(step),
                 calibration=shop.calibration[:1],
                 training_steps=_steps_to_come(steps[index:], shop),
             )
@@ -108,7 +119,8 @@ def carry_out(
         start = time.perf_counter()
         if isinstance(step, Pass):
             to_come = _steps_to_come(steps[index:], shop)
-            prepared.add(step, calibration=shop.calibration, training_steps=to_come)
+            found = _timed(step, prepared, shop)
+            prepared.add(found, calibration=shop.calibration, training_steps=to_come)
         else:
             teacher = original if step.distill else None
             path = folder / f"step-{index + 1}.training"
@@ -136,6 +148,28 @@ def validation_accuracy(model: nn.Module, shop: Workshop) -> float:
             correct += int((call(model, inputs).argmax(dim=1) == targets).sum())
             total += len(targets)
     return correct / total
+
+
+def _timed(step: Pass, prepared: Prepared, shop: Workshop) -> Pass:
+    """The step with what it leaves to measurement measured."""
+    if not isinstance(step, Int8) or step.keep_float != "auto":
+        return step
+    bench = Bench(
+        step,
+        prepared.convert(),
+        example_inputs=shop.example_inputs,
+        calibration=shop.calibration,
+        serving=shop.serving,
+        seed=shop.seed,
+    )
+    return settle(bench, accuracy=lambda model: validation_accuracy(model, shop))
+
+
+def _untimed(step: Pass) -> Pass:
+    """The step as if nothing had to be measured for it."""
+    if isinstance(step, Int8) and step.keep_float == "auto":
+        return dataclasses.replace(step, keep_float=None)
+    return step
 
 
 def clean(folder: Path) -> None:
