@@ -12,6 +12,12 @@ from torch import nn
 from modelzip.export import integers, layers, operations
 from modelzip.export.operations import Rule, binary, unary
 from modelzip.quantization.dynamic import DynamicQuantizedLinear
+from modelzip.quantization.elementwise import (
+    QuantizedHardsigmoid,
+    QuantizedLeakyRelu,
+    QuantizedMultiply,
+    QuantizedSigmoid,
+)
 from modelzip.quantization.integer import (
     Quantize,
     QuantizedAdd,
@@ -29,6 +35,10 @@ LAYERS: dict[type[nn.Module], Rule] = {
     QuantizedAveragePool: integers.average_pool,
     QuantizedConv: integers.convolution,
     QuantizedLinear: integers.linear,
+    QuantizedMultiply: integers.multiply,
+    QuantizedSigmoid: integers.sigmoid,
+    QuantizedLeakyRelu: integers.leaky_relu,
+    QuantizedHardsigmoid: integers.hardsigmoid,
     DynamicQuantizedLinear: integers.dynamic_linear,
     nn.Linear: layers.linear,
     nn.LayerNorm: layers.layer_norm,
@@ -126,6 +136,7 @@ METHODS: dict[str, Rule] = {
 EXACT: frozenset[Rule] = frozenset(
     {
         *(integers.quantize, integers.add, integers.average_pool, integers.convolution),
+        *(integers.multiply, integers.sigmoid, integers.leaky_relu, integers.hardsigmoid),
         *(
             integers.linear,
             integers.dynamic_linear,

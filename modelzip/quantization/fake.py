@@ -18,9 +18,10 @@ from modelzip.numerics.affine import (
     weight_levels,
 )
 
-Form = Literal["any", "relu", "relu6"]
+Form = Literal["any", "relu", "relu6", "unit"]
 Method = Literal["fixed", "straight_through", "lsq"]
 
+_CAPS = {"relu6": 6.0, "unit": 1.0}  # what a form never exceeds
 _MOMENTUM = 0.01  # of the running range in straight-through training
 
 
@@ -87,8 +88,8 @@ class ActivationQuantizer(nn.Module):
     """Module that rounds its input to an unsigned grid with one scale and zero point.
 
     `form` says what precedes it: after a ReLU the zero point is 0, after a ReLU6 the scale is also
-    at most 6 / (2**bits - 1), so that the runtime can fuse the clamp. While `observing` it passes
-    its input through.
+    at most 6 / (2**bits - 1), so that the runtime can fuse the clamp; "unit" is a gate from 0 to 1,
+    with a scale of at most 1 / (2**bits - 1). While `observing` it passes its input through.
     """
 
     scale: Tensor
@@ -116,8 +117,7 @@ class ActivationQuantizer(nn.Module):
 
     def set_range(self, low: float, high: float) -> None:
         """Choose the grid that covers [low, high]."""
-        if self.form == "relu6":
-            high = min(high, 6.0)
+        high = min(high, _CAPS.get(self.form, high))
         scale, zero = activation_grid(low, high, bits=self.bits, nonnegative=self.nonnegative)
         with torch.no_grad():
             self.low.fill_(low)
@@ -128,8 +128,8 @@ class ActivationQuantizer(nn.Module):
     def grid(self) -> tuple[Tensor, int]:
         """Positive float32 scale (no dimensions) and zero point, as deployed."""
         scale = self.scale.detach().abs().clamp_min(SMALLEST_SCALE)
-        if self.form == "relu6":
-            scale = scale.clamp_max(6.0 / levels(self.bits))
+        if self.form in _CAPS:
+            scale = scale.clamp_max(_CAPS[self.form] / levels(self.bits))
         return scale.clone(), int(self.zero_point)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ class ActivationQuantizer(nn.Module):
         scale, zero_point = self.scale.clone(), int(self.zero_point)
         if self.method == "lsq":
             scale = scale.abs().clamp_min(SMALLEST_SCALE)
-            if self.form == "relu6":
-                scale = scale.clamp_max(6.0 / levels(self.bits))
+            if self.form in _CAPS:
+                scale = scale.clamp_max(_CAPS[self.form] / levels(self.bits))
         high = levels(self.bits) - zero_point
         factor = 1 / math.sqrt(levels(self.bits) * max(values[0].numel(), 1))
         return fake_quantize(values, scale, low=-zero_point, high=high, scale_factor=factor)

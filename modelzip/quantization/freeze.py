@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,13 @@ from torch import Tensor, fx, nn
 
 from modelzip.core import surgery
 from modelzip.numerics.affine import levels
+from modelzip.quantization.elementwise import (
+    QuantizedHardsigmoid,
+    QuantizedLeakyRelu,
+    QuantizedMultiply,
+    QuantizedSigmoid,
+    unit_grid,
+)
 from modelzip.quantization.fake import ActivationQuantizer, WeightQuantizer
 from modelzip.quantization.integer import (
     Grid,
@@ -19,14 +27,18 @@ from modelzip.quantization.integer import (
     QuantizedLinear,
 )
 from modelzip.quantization.nodes import (
+    Curve,
     average_pool,
+    curve,
     is_add,
     is_batch_norm,
+    is_product,
     is_quantizer,
     module_of,
     only_user,
     operands,
     relu_form,
+    slope,
 )
 
 CONTAINER = "integer_operations"  # submodule of those without a layer's name
@@ -46,7 +58,7 @@ def freeze(graph: fx.GraphModule) -> None:
             _freeze_layer(graph, node, grids, calls)
         elif is_quantizer(graph, node):
             grids[node] = _grid(graph, node)
-        elif is_add(node) or average_pool(graph, node) is not None:
+        elif is_add(node) or is_product(node) or curve(graph, node) or average_pool(graph, node):
             _freeze_operation(graph, node, grids)
     for node in graph.graph.nodes:
         if is_quantizer(graph, node):  # those left stand between float and integers
@@ -128,8 +140,15 @@ def _freeze_operation(graph: fx.GraphModule, node: fx.Node, grids: dict[fx.Node,
     out = _grid(graph, chain.quantizer)
     average = average_pool(graph, node)
     frozen: nn.Module
+    relu = chain.relu is not None
+    kind = curve(graph, node)
     if is_add(node):
-        frozen = QuantizedAdd(inputs[0], inputs[1], out, relu=chain.relu is not None)
+        frozen = QuantizedAdd(inputs[0], inputs[1], out, relu=relu)
+    elif is_product(node):
+        frozen = QuantizedMultiply(inputs[0], inputs[1], out, relu=relu)
+    elif kind is not None and not relu:
+        frozen = _frozen_curve(graph, node, kind, inputs[0], out)
+        sources = operands(node)
     elif average is not None and chain.relu is None:
         frozen = QuantizedAveragePool(inputs[0], out, dims=average.dims, keepdim=average.keepdim)
     else:
@@ -140,6 +159,32 @@ def _freeze_operation(graph: fx.GraphModule, node: fx.Node, grids: dict[fx.Node,
     graph.add_submodule(node.target, frozen)
     chain.collapse_into(graph, node)
     grids[node] = out
+
+
+def _frozen_curve(
+    graph: fx.GraphModule, node: fx.Node, kind: Curve, source: Grid, out: Grid
+) -> nn.Module:
+    """The module for an activation function; SiLU and hard-swish become products with a gate."""
+    if kind == "sigmoid":
+        return QuantizedSigmoid(out)
+    if kind == "hardsigmoid":
+        return QuantizedHardsigmoid(source, out)
+    if kind == "leaky_relu":
+        return QuantizedLeakyRelu(out, slope=slope(graph, node))
+    unit = unit_grid()
+    gate = QuantizedSigmoid(unit) if kind == "silu" else QuantizedHardsigmoid(source, unit)
+    name = f"{CONTAINER}.{node.name}_gate"
+    graph.add_submodule(name, gate)
+    (values,) = operands(node)
+    with graph.graph.inserting_before(node):
+        gated = graph.graph.call_module(name, (values,))
+    node.op, node.target, node.args, node.kwargs = (
+        "call_function",
+        operator.mul,
+        (values, gated),
+        {},
+    )
+    return QuantizedMultiply(source, unit, out, relu=False)
 
 
 def _grid(graph: fx.GraphModule, node: fx.Node) -> Grid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,20 @@ from torch import fx, nn
 
 from modelzip.quantization.fake import ActivationQuantizer, Form
 
+Curve = Literal["sigmoid", "hardsigmoid", "silu", "hardswish", "leaky_relu"]
+
 _ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _CATS = {torch.cat, torch.concat, torch.concatenate}
 _RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 _RELU6S = {F.relu6}
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_CURVES: dict[Any, Curve] = {
+    **dict.fromkeys((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), "sigmoid"),
+    **dict.fromkeys((nn.Hardsigmoid, F.hardsigmoid), "hardsigmoid"),
+    **dict.fromkeys((nn.SiLU, F.silu), "silu"),
+    **dict.fromkeys((nn.Hardswish, F.hardswish), "hardswish"),
+    **dict.fromkeys((nn.LeakyReLU, F.leaky_relu), "leaky_relu"),
+}
 _CLAMPS = {torch.clamp, "clamp", "clamp_", F.hardtanh}
 _ADAPTIVE: tuple[tuple[tuple[int, ...], type[nn.Module], Any], ...] = (
     ((-2, -1), nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
@@ -84,6 +94,26 @@ def is_add(node: fx.Node) -> bool:
     return node.target in _ADDS and two and not node.kwargs
 
 
+def is_product(node: fx.Node) -> bool:
+    """Whether the node multiplies two computed tensors and nothing else."""
+    two = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
+    return node.target in _PRODUCTS and two and not node.kwargs
+
+
+def curve(graph: fx.GraphModule, node: fx.Node) -> Curve | None:
+    """Which activation function with an integer form the node is, ReLUs aside, or None."""
+    module = module_of(graph, node)
+    return _CURVES.get(type(module) if module is not None else node.target)
+
+
+def slope(graph: fx.GraphModule, node: fx.Node) -> float:
+    """The slope of a leaky ReLU below zero."""
+    module = module_of(graph, node)
+    if isinstance(module, nn.LeakyReLU):
+        return float(module.negative_slope)
+    return float(_argument(node, 1, "negative_slope", 0.01))
+
+
 def is_cat(node: fx.Node) -> bool:
     return node.target in _CATS
 
@@ -148,8 +178,8 @@ def keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The tensors an addition, a concatenation or a pool works on, in order, repeats kept."""
-    if is_add(node):
+    """The tensors an operation works on, in order, repeats kept."""
+    if is_add(node) or is_product(node):
         return [a for a in node.args if isinstance(a, fx.Node)]
     if is_cat(node):
         parts = node.args[0] if node.args else node.kwargs["tensors"]

@@ -6,7 +6,9 @@ Rules, in topological order; "on a grid" means quantized, or only moved about si
 2. A layer's output is quantized after the batch norm and ReLU that follow it alone. A convolution
    always, unless it is the model's output; a linear layer if something integer uses it.
 3. An addition of two values on grids, an average pool of one and a concatenation of some are
-   quantized after the ReLU that follows, unless they are the model's output.
+   quantized after the ReLU that follows, unless they are the model's output. So are products of
+   two (squeeze and excite) and curves (sigmoid, SiLU, hard-swish, leaky ReLU) of one, if something
+   integer uses them.
 4. A value that was moved about (padded, sliced, reshaped) is quantized again on its own grid
    before it enters an integer operation: no value changes, but the runtime sees the pair it needs.
 """
@@ -20,9 +22,11 @@ from torch import fx, nn
 from modelzip.quantization.fake import ActivationQuantizer, Form, Method
 from modelzip.quantization.nodes import (
     average_pool,
+    curve,
     is_add,
     is_batch_norm,
     is_cat,
+    is_product,
     is_quantizer,
     keeps_values,
     module_of,
@@ -88,10 +92,12 @@ class _Placer:
                 self._quantize_after(tail, name=node.name)
 
     def _is_integer_operation(self, node: fx.Node) -> bool:
-        if is_add(node) or is_cat(node):
-            return all(self._source(n) is not None for n in operands(node))
+        on_grid = all(self._source(n) is not None for n in operands(node))
+        if is_product(node) or curve(self.graph, node):
+            # a curve in float is no slower by itself, only between integers
+            return on_grid and self._feeds_integer(self._tail(node, batch_norm=False))
         pools = average_pool(self.graph, node) is not None
-        return pools and all(self._source(n) is not None for n in operands(node))
+        return on_grid and (is_add(node) or is_cat(node) or pools)
 
     def _source(self, node: fx.Node) -> fx.Node | None:
         """The quantizer whose grid the value of `node` is on, or None."""
@@ -123,13 +129,17 @@ class _Placer:
         return user if user is not None and relu_form(self.graph, user) else node
 
     def _quantize_after(self, tail: fx.Node, *, name: str) -> None:
-        target = self._new_quantizer(name, relu_form(self.graph, tail) or "any")
+        gate = curve(self.graph, tail) in ("sigmoid", "hardsigmoid")
+        target = self._new_quantizer(name, "unit" if gate else relu_form(self.graph, tail) or "any")
         with self.graph.graph.inserting_after(tail):
             quantizer = self.graph.graph.call_module(target, (tail,))
         tail.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)
 
     def _new_quantizer(self, name: str, form: Form) -> str:
-        quantizer = ActivationQuantizer(bits=self.bits, form=form, method=self.method)
+        bits = (
+            8 if form == "unit" else self.bits
+        )  # few bits of a gate would cost much, and save none
+        quantizer = ActivationQuantizer(bits=bits, form=form, method=self.method)
         while f"{CONTAINER}.{name}" in self._taken:
             name += "_"
         target = f"{CONTAINER}.{name}"
@@ -144,7 +154,10 @@ class _Placer:
                 return True
             if (is_add(user) or is_cat(user)) and self._may_be_on_grid(user):
                 return True
-            if keeps_values(self.graph, user) and self._feeds_integer(user):
+            if is_product(user) and self._may_be_on_grid(user) and self._feeds_integer(user):
+                return True
+            passes_on = keeps_values(self.graph, user) or curve(self.graph, user)
+            if (passes_on or average_pool(self.graph, user)) and self._feeds_integer(user):
                 return True
         return False
 
@@ -152,14 +165,15 @@ class _Placer:
         """Whether the value of `node` is on a grid, or can be once later nodes were visited."""
         if is_quantizer(self.graph, node) or node.target in self.layers:
             return True
-        if is_add(node) or is_cat(node):
+        if is_add(node) or is_cat(node) or is_product(node):
             return all(self._may_be_on_grid(n) for n in operands(node))
         if not node.all_input_nodes:
             return False
         source = node.all_input_nodes[0]
         if is_batch_norm(self.graph, node, after=source):
             return source.target in self.layers
-        passes_on = keeps_values(self.graph, node) or relu_form(self.graph, node)
+        passes_on = keeps_values(self.graph, node) or relu_form(self.graph, node) is not None
+        passes_on |= curve(self.graph, node) is not None
         return bool(passes_on or average_pool(self.graph, node)) and self._may_be_on_grid(source)
 
 

@@ -29,14 +29,25 @@ def is_exporting() -> bool:
     return _exporting.get()
 
 
-def quantize(values: Tensor, scale: Tensor, zero_point: int, *, top: int = 255) -> Tensor:
-    """QuantizeLinear to uint8 and DequantizeLinear back; values above `top` are clipped to it."""
+def quantize(
+    values: Tensor,
+    scale: Tensor,
+    zero_point: int,
+    *,
+    top: int = 255,
+    read_as: Tensor | None = None,
+) -> Tensor:
+    """QuantizeLinear to uint8 and DequantizeLinear back; values above `top` are clipped to it.
+
+    `read_as` is the scale to dequantize with, where it is another.
+    """
     zero = torch.tensor(zero_point, dtype=torch.uint8)
     q = _operator("QuantizeLinear", (values, scale, zero), values.shape, torch.uint8)
     if top < 255:  # a grid of fewer bits, kept in bytes
         bounds = torch.tensor(0, dtype=torch.uint8), torch.tensor(top, dtype=torch.uint8)
         q = _operator("Clip", (q, *bounds), values.shape, torch.uint8)
-    return _operator("DequantizeLinear", (q, scale, zero), values.shape, torch.float32)
+    back = scale if read_as is None else read_as
+    return _operator("DequantizeLinear", (q, back, zero), values.shape, torch.float32)
 
 
 def dequantize(integers: Tensor, scale: Tensor, *, axis: int) -> Tensor:

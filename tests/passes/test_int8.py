@@ -61,7 +61,7 @@ class Depthwise(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Squeeze and excite; the gate runs in float."""
+    """Squeeze and excite."""
 
     def __init__(self):
         super().__init__()
@@ -202,14 +202,15 @@ def test_quantization_changes_little(zoo, name):
 def test_the_runtime_finds_integers_everywhere(zoo):
     operators = zoo[1]
     left = {"Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "AveragePool", "Concat", "ReduceMean"}
+    left |= {"Mul", "HardSigmoid"}
     assert not left & set(operators)
     assert operators["QLinearConv"] == 3 + 4 + 4 + 4 + 3 + 2
     assert operators["QGemm"] == 5 + 3 + 1
-    assert operators["QLinearAdd"] == 3
+    assert operators["QLinearAdd"] == 3 + 1  # the last makes the gate
     assert operators["QLinearGlobalAveragePool"] == 6
     assert operators["QLinearAveragePool"] == 2
     assert operators["QLinearConcat"] == 1
-    assert operators["Mul"] == 1  # the gate of squeeze and excite
+    assert operators["QLinearMul"] == 1  # the gate of squeeze and excite
 
 
 class Encoder(nn.Module):

@@ -79,7 +79,7 @@ def test_clamps_at_0_and_6_are_relu6(clamp):
     assert placed(between(clamp))[0] == {"x_in": "any", "a": "relu6"}
 
 
-@pytest.mark.parametrize("clamp", [lambda x: x.clamp(0, 5), nn.Hardtanh(), F.silu])
+@pytest.mark.parametrize("clamp", [lambda x: x.clamp(0, 5), nn.Hardtanh(), F.gelu])
 def test_other_activations_run_in_float_between_quantizers(clamp):
     found, _ = placed(between(clamp))
     assert list(found) == ["x_in", "a", *(n for n in found if n.endswith("_in") and n != "x_in")]
@@ -124,14 +124,65 @@ def test_addition_is_quantized_after_its_relu():
     [
         lambda m, x: x + 1,
         lambda m, x: torch.add(x, x, alpha=2),
-        lambda m, x: x + torch.sigmoid(x),
-        lambda m, x: x * x,
+        lambda m, x: x + torch.tanh(x),
+        lambda m, x: x * torch.tanh(x),
+        lambda m, x: 2 * x,
     ],
 )
-def test_what_is_no_addition_of_two_integer_values_stays_float(add):
+def test_what_is_no_operation_of_two_integer_values_stays_float(add):
     found, _ = placed(Net(lambda m, x: m.b(add(m, m.a(x)))))
     assert "add" not in found
     assert "mul" not in found
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        F.silu,
+        nn.SiLU(),
+        F.hardswish,
+        nn.Hardswish(inplace=True),
+        nn.LeakyReLU(0.2),
+        lambda x: F.leaky_relu(x, 0.2),
+    ],
+)
+def test_curves_between_layers_are_quantized(step):
+    found, graph = placed(between(step))
+    assert list(found.values()) == ["any"] * 3
+    assert [value for value, _ in quantized_values(graph)][:2] == ["x", "a"]
+
+
+@pytest.mark.parametrize(
+    "gate", [torch.sigmoid, nn.Sigmoid(), lambda x: x.sigmoid(), F.hardsigmoid, nn.Hardsigmoid()]
+)
+def test_a_gate_is_quantized_from_0_to_1_in_8_bits(gate):
+    net = Net(lambda m, x: m.c(m.a(x) * m.gate(m.b(x))))
+    net.gate = gate
+    found, _ = placed(net)
+    assert sorted(found.values()) == ["any", "any", "any", "any", "unit"]
+    assert list(found)[-1] == "mul"
+    place_low = place(trace(net), ["a", "b", "c"], bits=4, method="fixed", everywhere=True)
+    assert {q.form: q.bits for _, q in place_low} == {"any": 4, "unit": 8}
+
+
+def test_a_curve_that_feeds_an_average_pool_and_a_layer_is_quantized():
+    model = Net(lambda m, x: m.head(F.silu(m.a(x)).mean((2, 3))))
+    assert list(placed(model)[0]) == ["x_in", "a", "silu", "mean"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda m, x: torch.sigmoid(m.a(x)),
+        lambda m, x: F.silu(m.a(x)).mean((2, 3)),
+        lambda m, x: F.silu(m.a(x)) + 1,
+        lambda m, x: m.a(x) * m.b(x),
+        lambda m, x: torch.tanh(m.a(x) * m.b(x)),
+    ],
+)
+def test_curves_and_products_that_feed_nothing_integer_stay_float(end):
+    found, _ = placed(Net(end))
+    assert not {"sigmoid", "silu", "mul", "mean"} & set(found)
 
 
 def test_addition_that_is_the_output_stays_float():
