@@ -11,6 +11,12 @@ from torch import Tensor
 from modelzip.export.layers import convolution_attributes, window_attributes
 from modelzip.export.writer import Call, NoRuleError, Value
 from modelzip.quantization.dynamic import DynamicQuantizedLinear
+from modelzip.quantization.elementwise import (
+    QuantizedHardsigmoid,
+    QuantizedLeakyRelu,
+    QuantizedMultiply,
+    QuantizedSigmoid,
+)
 from modelzip.quantization.integer import (
     OnGrid,
     Quantize,
@@ -73,6 +79,25 @@ def dynamic_linear(call: Call, module: DynamicQuantizedLinear, x: Value) -> str:
     if module.bias is None:
         return product
     return call.node("Add", product, call.constant(module.bias))
+
+
+def multiply(call: Call, module: QuantizedMultiply, a: Value, b: Value) -> str:
+    return _emit(call, module, call.node("Mul", a.name, b.name), relu=module.relu)
+
+
+def sigmoid(call: Call, module: QuantizedSigmoid, x: Value) -> str:
+    return _emit(call, module, call.node("Sigmoid", x.name))
+
+
+def leaky_relu(call: Call, module: QuantizedLeakyRelu, x: Value) -> str:
+    return _emit(call, module, call.node("LeakyRelu", x.name, alpha=module.slope))
+
+
+def hardsigmoid(call: Call, module: QuantizedHardsigmoid, x: Value) -> str:
+    one = call.constant(np.ones(1, np.uint8))
+    three = call.node("DequantizeLinear", one, call.constant(module.shift.b_scale))
+    total = call.node("Add", x.name, three)
+    return _emit(call, module, total, stored_with=module.shift.out_scale)
 
 
 def _emit(
