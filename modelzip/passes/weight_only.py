@@ -1,10 +1,10 @@
-"""Weights in 8 or 4 bits, activations in float: for size, and for large linear layers."""
+"""Weights in 8 or 4 bits beside float activations: for size, and for large linear layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -13,18 +13,21 @@ from modelzip.core import checks, surgery
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
 from modelzip.core.selection import select
 from modelzip.errors import ModelError, SettingError
-from modelzip.quantization import blocks
+from modelzip.quantization import blocks, nbits
 from modelzip.quantization.blocks import BlockQuantizer, NormalFloatQuantizer
 from modelzip.quantization.fake import WeightQuantizer
 
 Codebook = Literal["uniform", "nf4"]
+Compute = Literal["float", "int8"]
+_KERNEL_BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOnly(Pass):
-    """Store weights in 8 or 4 bits and compute in float32, at the speed of float.
+    """Store weights in 8 or 4 bits, and compute in float32 at the speed of float.
 
-    The runtime unpacks the weights once, when it loads the file. Scales cover the largest |w| at
+    The runtime unpacks the weights once, when it loads the file; or with `compute` "int8" never,
+    and is faster than float where linear layers are large. Scales cover the largest |w| at
     8 bits and minimise the squared error at 4. Blocks: Dettmers et al. 2022,
     https://arxiv.org/abs/2110.02861. NormalFloat4: Dettmers et al. 2023,
     https://arxiv.org/abs/2305.14314.
@@ -35,6 +38,9 @@ class WeightOnly(Pass):
             one scale for each output. A scale takes 32 bits, so blocks of 32 make 4 bits 5.
         codebook: "uniform" rounds to multiples of the scale; "nf4" to 16 values that lie as
             densely as normally distributed weights do, with 4 bits alone.
+        compute: "int8" keeps linear layers of `block_size` inputs or more packed in memory too, and
+            multiplies them by inputs rounded to int8 in blocks (MatMulNBits of onnxruntime, with
+            block_size 16, 32, 64, 128 or 256). "float" leaves inputs as they are.
 
     A converted layer's `weight` reads as float32; its state holds the codes.
 
@@ -58,6 +64,7 @@ class WeightOnly(Pass):
     bits: int = 8
     block_size: int | None = None
     codebook: Codebook = "uniform"
+    compute: Compute = "float"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,21 +75,51 @@ class WeightOnly(Pass):
         checks.choice("codebook", self.codebook, ("uniform", "nf4"))
         if self.codebook == "nf4" and self.bits != 4:
             raise SettingError(f"codebook='nf4' has 16 values, got bits={self.bits}; set bits: 4")
+        checks.choice("compute", self.compute, ("float", "int8"))
+        if self.compute == "int8" and self.codebook == "nf4":
+            raise SettingError("compute='int8' multiplies integers; set codebook: uniform")
+        if self.compute == "int8" and self.block_size not in _KERNEL_BLOCKS:
+            raise SettingError(
+                f"compute='int8' has kernels for blocks of {', '.join(map(str, _KERNEL_BLOCKS))}, "
+                f"got block_size={self.block_size}"
+            )
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
-        for layer in self._layers(model).values():
+        layers = self._layers(model)
+        suited = self._multiplied(model)
+        if self.compute == "int8" and not suited.keys() & layers.keys():
+            raise ModelError(
+                f"compute='int8' is for linear layers of at least {self.block_size} inputs, and "
+                "none is selected; set compute: float, or a smaller block_size"
+            )
+        for name, layer in layers.items():
             quantizer = self._quantizer(surgery.original_tensor(layer).detach())
             surgery.attach(layer, quantizer.train(layer.training))
+            if name in suited:
+                nbits.attach(suited[name], block_size=cast(int, self.block_size))
         return model
 
     def convert(self, model: nn.Module, context: Context) -> PassReport:
         rows = []
+        suited = self._multiplied(model)
         for name, layer, _ in list(surgery.all_attached(model, BlockQuantizer)):
             before = surgery.parameter_counts(layer)[0]
             kind = type(layer).__name__.removeprefix("Parametrized")
             blocks.store(layer)
-            rows.append(self._row(name, kind, layer, before))
+            if name in suited:
+                nbits.store(suited[name], bits=self.bits, block_size=cast(int, self.block_size))
+            row = self._row(name, kind, layer, before)
+            note = f"{row.note}, multiplied in int8" if name in suited else row.note
+            rows.append(replace(row, note=note))
+        if suited:
+            nbits.keep_off_fused_paths(model)
         return PassReport(name=self.name, settings=self.settings(), layers=tuple(rows))
+
+    def _multiplied(self, model: nn.Module) -> dict[str, nn.Linear]:
+        """The layers that run in int8, were they selected."""
+        if self.compute == "float":
+            return {}
+        return nbits.suited(model, block_size=cast(int, self.block_size))
 
     def _quantizer(self, weight: torch.Tensor) -> BlockQuantizer:
         if self.codebook == "nf4":

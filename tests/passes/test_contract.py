@@ -91,6 +91,7 @@ ROWS = [
     Row(mz.WeightOnly()),
     Row(mz.WeightOnly(bits=4, block_size=32)),
     Row(mz.WeightOnly(bits=4, block_size=8, codebook="nf4"), norm_net),
+    Row(mz.WeightOnly(bits=4, block_size=16, compute="int8"), norm_net, tolerance=1e-3),
     Row(mz.SmoothQuant(), smooth_net),
     Row(mz.SmoothQuant(alpha=0.8, skip=("0",)), smooth_net),
     Row(mz.Cast(), tolerance=2e-3),

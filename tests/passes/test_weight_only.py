@@ -129,6 +129,58 @@ def test_encoder_with_its_embedding_runs_from_four_bits(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(served), small(x), rtol=1e-4, atol=1e-5)
 
 
+# multiplied in int8
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_int8_products_of_module_and_file_are_the_same(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, 64), nn.GELU(), nn.Linear(64, 30), nn.Linear(30, 8))
+    zipped = mz.prepare(model, [mz.WeightOnly(bits=bits, block_size=32, compute="int8")])
+    small = zipped.convert()
+    notes = {row.name: row.note for row in zipped.reports[0].layers}
+    assert [name for name, note in notes.items() if note.endswith("multiplied in int8")] == [
+        "0",
+        "2",
+    ]
+    x = torch.randn(7, 100)
+    path = mz.export_onnx(small, x, tmp_path / "small.onnx")
+    assert sum(n.op_type == "MatMulNBits" for n in onnx.load(path).graph.node) == 2
+    (served,) = session.load(path).run(x)
+    with torch.no_grad():
+        expected = small(x)
+        torch.testing.assert_close(torch.from_numpy(served), expected, rtol=1e-4, atol=1e-5)
+        rounded = float((expected - convert(model, bits=bits, block_size=32)(x)).abs().max())
+    assert 1e-4 < rounded < 0.05 * float(expected.abs().max())
+
+
+def test_encoder_layers_of_torch_run_in_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True).eval()
+    zipped = mz.prepare(model, [mz.WeightOnly(bits=8, block_size=32, compute="int8")])
+    small, x = zipped.convert(), torch.randn(2, 5, 32)
+    path = mz.export_onnx(small, x, tmp_path / "small.onnx")
+    assert sum(n.op_type == "MatMulNBits" for n in onnx.load(path).graph.node) == 2
+    (served,) = session.load(path).run(x)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(served), small(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(zipped.model(x), small(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_users_hook_stays() -> None:
+    model, calls = nn.Linear(32, 4), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    small = convert(model, block_size=32, compute="int8")
+    small(torch.ones(1, 32))
+    assert calls == [1]
+    assert len(small._forward_pre_hooks) == 1
+
+
+def test_int8_without_a_layer_that_is_large_enough_is_refused() -> None:
+    with pytest.raises(ModelError, match="int8' is for linear layers of at least 64 inputs, and"):
+        convert(net(), block_size=64, compute="int8")
+
+
 # with other passes
 
 
@@ -159,6 +211,12 @@ def test_cast_leaves_codes_and_scales_alone() -> None:
         ({"bits": 2}, "bits must be an integer from 4 to 8, got 2"),
         ({"block_size": 4}, "block_size must be an integer of at least 8, got 4"),
         ({"codebook": "fp4"}, "codebook has no choice 'fp4'"),
+        ({"compute": "int4"}, "compute has no choice 'int4'"),
+        ({"compute": "int8"}, "compute='int8' has kernels for blocks of 16, .*, got block_size=N"),
+        (
+            {"compute": "int8", "block_size": 32, "codebook": "nf4", "bits": 4},
+            "compute='int8' multiplies integers; set codebook: uniform",
+        ),
         ({"codebook": "nf4"}, r"codebook='nf4' has 16 values, got bits=8; set bits: 4"),
     ],
 )
