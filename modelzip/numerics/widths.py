@@ -61,20 +61,27 @@ def add_noise(values: Tensor, step: Tensor) -> Tensor:
 
 
 def round_widths(widths: Sequence[float], counts: Sequence[int], *, mean: float) -> list[int]:
-    """Whole widths near `widths` of which the mean over `counts` weights is at most `mean`.
+    """Whole widths near `widths` of which the mean over `counts` weights is at most `mean`, >= 2.
 
     Where widths are at their optimum a weight's share of the loss is the same in each tensor, and
-    it quadruples with a bit less: the sum of those shares is minimised.
+    a bit less quadruples it: the sum of those shares is the least there is.
 
-    >>> round_widths([3.6, 5.4], [900, 100], mean=4.0)
+    >>> round_widths([3.6, 5.4], [900, 100], mean=4.05)
     [4, 4]
-    >>> round_widths([3.6, 5.4], [700, 100], mean=4.25)
-    [4, 6]
+    >>> round_widths([3.6, 5.4], [700, 300], mean=4.35)
+    [4, 5]
     """
-    costs = [
-        [count * 4.0 ** (width - bits) for bits in WIDTHS]
-        for width, count in zip(widths, counts, strict=True)
-    ]
-    sizes = [[count * bits / 8 for bits in WIDTHS] for count in counts]
-    chosen = allocate(costs, sizes, budget=mean * sum(counts) / 8)
-    return [WIDTHS[index] for index in chosen]
+    spare = (mean - NARROWEST) * sum(counts) + 1e-6  # bits beyond the narrowest
+    if spare < min(counts):
+        return [NARROWEST] * len(widths)
+    pairs = list(zip(widths, counts, strict=True))
+    costs = [[count * 4.0 ** (width - bits) for bits in WIDTHS] for width, count in pairs]
+    sizes = [[count * (bits - NARROWEST) for bits in WIDTHS] for count in counts]
+    chosen = [WIDTHS[index] for index in allocate(costs, sizes, budget=spare)]
+    spare -= sum((b - NARROWEST) * n for b, n in zip(chosen, counts, strict=True))
+    # what rounding of sizes left over: first to those with the least of what they want
+    for index in sorted(range(len(widths)), key=lambda i: chosen[i] - widths[i]):
+        more = min(int(spare // counts[index]), WIDEST - chosen[index])
+        chosen[index] += more
+        spare -= more * counts[index]
+    return chosen

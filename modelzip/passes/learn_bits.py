@@ -23,24 +23,23 @@ _REFRESH = 20  # optimizer steps between two fits of the scales to the weights
 
 @dataclass(frozen=True, kw_only=True)
 class LearnBits(Pass):
-    """Learn each layer's bits, 2 to 8, so that the weights meet a target size; then round to them.
+    """Learn each layer's bits, 2 to 8, at a given mean; then train with weights rounded to them.
 
     For the first part of training the weights carry noise as large as rounding to the learned bits
-    would be, which has a gradient for the bits, and the loss a term for their size. Then the bits
-    are whole, of a mean no larger than the target, and training goes on with weights rounded to
-    them and learned scales. Differentiable quantization: Défossez et al. 2021,
-    https://arxiv.org/abs/2104.09987; the rounding: Esser et al. 2020,
+    would be, which has a gradient for the bits, and the loss a term for their size, whose price
+    follows from the target. Then the bits are whole, of a mean no larger than the target, and
+    training goes on with weights rounded to them and learned scales. The noise: Défossez et al.
+    2021, https://arxiv.org/abs/2104.09987; the rounding: Esser et al. 2020,
     https://arxiv.org/abs/1902.08153.
 
     Args:
-        size: of the quantized layers' weights, as a ratio to float32: from 0.0625x, 2 bits a
-            weight, to 0.25x, 8 bits a weight.
+        bits: the target size: most bits a weight, 2 to 8, as the mean over all quantized layers.
         activation_bits: of activations, 2 to 8.
         settle: fraction of the training steps after which the bits are whole and fixed.
 
     >>> import torch, modelzip as mz
     >>> model, x = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(32, 4)
-    >>> pass_ = mz.LearnBits(size="0.1x")
+    >>> pass_ = mz.LearnBits(bits=3.2)
     >>> zipped = mz.prepare(model, [pass_], example_inputs=(x,), training_steps=9)
     >>> small = zipped.convert()
     >>> [layer.bits for layer in zipped.reports[0].layers]
@@ -52,23 +51,17 @@ class LearnBits(Pass):
     needs: ClassVar[Need] = Need.EXAMPLE_INPUTS | Need.TRAINING
     kinds: ClassVar[tuple[type[nn.Module], ...]] = attach.KINDS
 
-    size: str = "0.125x"
+    bits: float = 4.0
     activation_bits: int = 8
     settle: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not NARROWEST <= 32 * checks.ratio("size", self.size) <= WIDEST:
-            raise SettingError(
-                f"size must be from 0.0625x (2 bits a weight) to 0.25x (8 bits), got {self.size}"
-            )
+        self._set("bits", checks.positive("bits", self.bits))
+        if not NARROWEST <= self.bits <= WIDEST:
+            raise SettingError(f"bits must be a mean from 2 to 8, got {self.bits:g}")
         checks.integer("activation_bits", self.activation_bits, low=2, high=8)
         checks.fraction("settle", self.settle, zero=False)
-
-    @property
-    def mean_bits(self) -> float:
-        """The target: bits a weight, over all quantized layers."""
-        return 32 * checks.ratio("size", self.size)
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         layers, protected = attach.choose_layers(self, model)
@@ -102,7 +95,7 @@ class LearnBits(Pass):
         steps = context.training_steps or 0
         graph.add_module(_PRICE, SizePrice(settle_step=max(1, round(self.settle * steps))))
         for quantizer, _ in _quantized(graph):
-            quantizer.start(self.mean_bits)
+            quantizer.start(self.bits)
         self._round(graph)
         return graph
 
@@ -134,13 +127,13 @@ class LearnBits(Pass):
         found = _quantized(model)
         total = sum(weight.numel() for _, weight in found)
         mean = sum(quantizer.width * (weight.numel() / total) for quantizer, weight in found)
-        return cast(Tensor, mean) - self.mean_bits
+        return cast(Tensor, mean) - self.bits
 
     def _round(self, model: nn.Module) -> None:
         found = _quantized(model)
         widths = [float(quantizer.width.detach()) for quantizer, _ in found]
         counts = [weight.numel() for _, weight in found]
-        chosen = round_widths(widths, counts, mean=self.mean_bits)
+        chosen = round_widths(widths, counts, mean=self.bits)
         for (quantizer, weight), bits in zip(found, chosen, strict=True):
             quantizer.choose(weight, bits=bits)
 

@@ -148,6 +148,7 @@ def attach_static(
     """`model` traced, with quantizers on the weights of `layers` and on activations.
 
     `layer_bits` gives some layers bits of their own, and their inputs at least as many (`bits_of`).
+    `weight_quantizer` is the class of those on weights.
     Ranges come from `batches`; with none, as when a checkpoint is read, they are left for later.
     `context` is for tracing; layers off a captured path join `context.record["protected"]`.
     """

@@ -57,16 +57,15 @@ def quantizers(zipped):
     return [q for _, _, q in surgery.all_attached(zipped.model, LearnedWidthQuantizer)]
 
 
-@pytest.mark.parametrize("size", ["0.0625x", "0.1x", "0.14x", "0.25x"])
-def test_bits_meet_the_size_before_training_and_after(size):
-    target = 32 * float(size[:-1])
-    zipped = prepared(size=size)
+@pytest.mark.parametrize("target", [2, 3.2, 4.5, 8])
+def test_bits_meet_the_target_before_training_and_after(target):
+    zipped = prepared(bits=target)
     assert mean_bits(zipped) <= target
     assert target - 1 < mean_bits(train(zipped, steps=STEPS)) <= target
 
 
 def test_bits_go_where_they_matter():
-    zipped = prepared(size="0.125x", settle=0.9, steps=200)
+    zipped = prepared(settle=0.9, steps=200)
     quiet = zipped.model.get_submodule("2").parametrizations.weight.original
     with torch.no_grad():  # half of the last layer's inputs, and of this one's outputs, matter not
         quiet.mul_(0.01)
@@ -87,8 +86,8 @@ def test_bits_go_where_they_matter():
     assert mean == pytest.approx(4.0, abs=0.3)
 
 
-def test_price_follows_the_gap_to_the_size():
-    zipped = prepared(size="0.125x", settle=0.9)
+def test_price_follows_the_gap_to_the_target():
+    zipped = prepared(settle=0.9)
     for quantizer in quantizers(zipped):
         quantizer.start(6.0)
     first = zipped.penalty()
@@ -137,10 +136,10 @@ def test_pruned_weights_stay_zero():
 
 
 def test_refuses_wrong_settings():
-    with pytest.raises(SettingError, match=r"size must be from 0.0625x .* got 0.05x"):
-        mz.LearnBits(size="0.05x")
-    with pytest.raises(SettingError, match=r"size must be a ratio to the original such as 0.4x"):
-        mz.LearnBits(size=4)
+    with pytest.raises(SettingError, match="bits must be a mean from 2 to 8, got 9"):
+        mz.LearnBits(bits=9)
+    with pytest.raises(SettingError, match="bits must be a number, got '4'"):
+        mz.LearnBits(bits="4")
     with pytest.raises(SettingError, match="activation_bits must be an integer from 2 to 8, got 9"):
         mz.LearnBits(activation_bits=9)
     with pytest.raises(SettingError, match="settle must be a fraction in"):
