@@ -13,6 +13,7 @@ from modelzip.core.base import Context, Need, Pass, PassReport, Stage
 from modelzip.core.graph import notes_of
 from modelzip.errors import SelectionError, SettingError, did_you_mean
 from modelzip.quantization import attach, dynamic
+from modelzip.quantization.allocation import allocate_bits
 from modelzip.quantization.calibration import CALIBRATORS, Calibrator
 from modelzip.quantization.correction import refine
 from modelzip.quantization.fake import WeightQuantizer
@@ -43,6 +44,8 @@ class Int8(Pass):
         activation_bits: of activations, 2 to 8; 8 where ranges are found at run time.
         layer_bits: bits of the weights of some layers, by glob over their names or "type:Linear";
             the first match counts. Their inputs have at least as many.
+        size: of the file, as a ratio to that in float32 such as "0.12x", in place of the two
+            before: each layer gets the bits, 2 to 8, that cost the outputs least at that size.
         rounding: of weights: "nearest", or "least_squares", which keeps each layer's output on the
             calibration data and makes up for the layers before it (Frantar et al. 2022,
             https://arxiv.org/abs/2210.17323, with fitted scales); worth its time below 8 bits.
@@ -76,6 +79,7 @@ class Int8(Pass):
     bits: int = 8
     activation_bits: int = 8
     layer_bits: Mapping[str, int] | None = field(default=None, hash=False)
+    size: str | None = None
     rounding: Rounding = "nearest"
     bias_correction: bool = False
     portable: bool = False
@@ -89,6 +93,10 @@ class Int8(Pass):
         checks.integer("bits", self.bits, low=2, high=8)
         checks.integer("activation_bits", self.activation_bits, low=2, high=8)
         self._set("layer_bits", attach.check_layer_bits(self.layer_bits))
+        if self.size is not None:
+            checks.ratio("size", self.size)
+            if self.bits != 8 or self.layer_bits:
+                raise SettingError("size chooses the bits of each layer; give it without bits")
         checks.choice("rounding", self.rounding, ROUNDINGS)
         checks.flag("bias_correction", self.bias_correction)
         checks.flag("portable", self.portable)
@@ -103,7 +111,8 @@ class Int8(Pass):
 
     @property
     def requires(self) -> Need:
-        return Need.NOTHING if self.mode == "dynamic" else Need.CALIBRATION
+        unranged = self.mode == "dynamic" and self.size is None
+        return Need.NOTHING if unranged else Need.CALIBRATION
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         if self.keep_float == "auto":
@@ -117,7 +126,11 @@ class Int8(Pass):
         else:
             refuse_constant(context.calibration)
         layers, protected = self._layers(model, mode)
-        context.record.update(mode=mode, protected=protected)
+        layer_bits = self.layer_bits
+        if self.size is not None:
+            size = checks.ratio("size", self.size)
+            layer_bits = allocate_bits(model, layers, context.calibration, size=size)
+        context.record.update(mode=mode, protected=protected, layer_bits=layer_bits)
         return self._attach(model, layers, context)
 
     def restore(self, model: nn.Module, context: Context) -> nn.Module:
@@ -153,7 +166,8 @@ class Int8(Pass):
         self, model: nn.Module, layers: dict[str, nn.Module], context: Context
     ) -> nn.Module:
         most = _PORTABLE_BITS if self.portable else 8
-        layer_bits = {name: min(bits, most) for name, bits in (self.layer_bits or {}).items()}
+        wanted: dict[str, int] | None = context.record["layer_bits"]
+        layer_bits = {name: min(bits, most) for name, bits in (wanted or {}).items()}
         if context.record["mode"] == "dynamic":
             for name, bits in attach.bits_of(layers, min(self.bits, most), layer_bits).items():
                 dynamic.attach(cast(nn.Linear, layers[name]), bits=bits)
