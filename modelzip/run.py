@@ -32,8 +32,9 @@ from modelzip.recipe.steps import (
 )
 from modelzip.report.folder import RunFolder, partial
 from modelzip.report.measurements import Deployed, compare, deployed
-from modelzip.report.record import FILE, Record, merge_layers, read
+from modelzip.report.record import FILE, Record, SensitivityRow, merge_layers, read
 from modelzip.report.render import markdown
+from modelzip.report.sensitivity import rank
 from modelzip.report.text import kilobytes
 from modelzip.report.verdict import judge
 from modelzip.train.finetune import FineTune
@@ -168,7 +169,7 @@ def _carry_out(
             shop.example_inputs,
             batch_size=shop.batch_size,
             seed=plan.seed,
-            **plan.measure.model_dump(),
+            **plan.measure.model_dump(exclude={"sensitivity"}),
         )
         judged = judge(plan.require, baseline.figures, compressed.figures, findings)
         record = Record(
@@ -189,6 +190,11 @@ def _carry_out(
             promise=findings.promise.text if findings.promise else "",
             layers=merge_layers(prepared.reports),
             protected={report.name: dict(report.protected) for report in prepared.reports},
+            sensitivity=(
+                _sensitivity(model, prepared.reports, shop, compressed.path)
+                if plan.measure.sensitivity
+                else ()
+            ),
             requirements=judged.outcomes,
             hashes=folder.hashes(),
         )
@@ -196,6 +202,17 @@ def _carry_out(
     if others is not None:
         others.wait()  # until each may read the report
     return record
+
+
+def _sensitivity(
+    model: nn.Module, reports: Sequence[PassReport], shop: Workshop, path: Path
+) -> tuple[SensitivityRow, ...]:
+    """What each layer costs at the bits it got; at 8 bits where nothing was quantized."""
+    there = dict(model.named_modules())
+    rows = [row for row in merge_layers(reports) if row.name in there and 2 <= row.bits <= 8]
+    bits = {row.name: round(row.bits) for row in rows}
+    log.info("quantizing each layer alone")
+    return rank(model, path, shop.calibration, bits=bits or 8, example_inputs=shop.example_inputs)
 
 
 def _processes() -> Processes | None:

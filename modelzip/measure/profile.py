@@ -18,7 +18,7 @@ from modelzip.measure.file_layers import FileLayers
 from modelzip.runtime.ort_session import OrtSession
 
 _SUFFIX = "_kernel_time"
-_MARK = re.compile(r"node(\d+)(?!\d)")
+_MARK = re.compile(r"node(\d+)")  # the runtime may put words before it and behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def _marked(file: FileLayers) -> onnx.ModelProto:
 
 
 def _owner(file: FileLayers, row: ProfileRow, ends: dict[str, int]) -> str:
-    found = _MARK.match(row.name)
+    found = _MARK.search(row.name)
     if found is not None:
         return file.owner[int(found[1])]
     ending = next((index for name, index in ends.items() if row.name.startswith(name)), None)

@@ -136,6 +136,7 @@ class Measure(_Section):
     """What is measured: each runtime and device, at each batch size and number of threads.
 
     `precisions` are for runtimes that can be asked for one; onnxruntime computes as the file says.
+    `sensitivity` asks for what quantizing each layer alone costs: a run of the model for each.
     """
 
     runtimes: Runtimes = ("onnxruntime", "openvino")
@@ -143,6 +144,7 @@ class Measure(_Section):
     devices: Devices = ("cpu",)
     batch_sizes: Counts = (1, 32)
     threads: Counts = (1,)
+    sensitivity: bool = False
 
 
 class Plan(_Section):

@@ -57,14 +57,14 @@ def open_workshop(
     """The data ready for steps: checked, and `calibration` training samples picked by `seed`."""
     check(splits)
 
-    def pick(samples: int) -> list[Any]:
-        return calibration_batches(splits, samples=samples, batch_size=batch_size, seed=seed)
+    def pick(samples: int, size: int) -> list[Any]:
+        return calibration_batches(splits, samples=samples, batch_size=size, seed=seed)
 
     return Workshop(
         splits=splits,
         batch_size=batch_size,
-        calibration=pick(calibration),
-        example_inputs=pick(_EXAMPLES)[0][0],
+        calibration=pick(calibration, batch_size),
+        example_inputs=pick(_EXAMPLES, min(_EXAMPLES, batch_size))[0][0],
         seed=seed,
         serving=serving or Serving(),
     )

@@ -67,6 +67,21 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensitivityRow:
+    """What quantizing one layer alone to `bits` costs: KL in nats of softened outputs, agreement.
+
+    `size_share` and `time_share` are its parts of the file, in [0, 1]; None where it is not there.
+    """
+
+    layer: str
+    bits: int
+    kl: float
+    agreement: float
+    size_share: float | None
+    time_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything a run found out. `notes` are what a reader must not miss, worst first."""
 
@@ -89,6 +104,7 @@ class Record:
     layers: tuple[LayerRow, ...]
     protected: dict[str, dict[str, str]]
     requirements: tuple[Outcome, ...]
+    sensitivity: tuple[SensitivityRow, ...] = ()
     hashes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -11,6 +11,7 @@ from modelzip.measure.parity import Parity
 from modelzip.report import fastest
 from modelzip.report.fastest import situation, where
 from modelzip.report.record import Figures, Record
+from modelzip.report.sensitivity import SENSITIVITY, sensitivity_rows
 from modelzip.report.text import Rows, count, kilobytes, percent, table, times
 
 _SUMMARY = ["", "original", "compressed", "ratio"]
@@ -50,6 +51,7 @@ def markdown(record: Record) -> str:
         _section("Latency", _latency(record.latency), _LATENCY),
         "\n".join(f"- not measured: {line}" for line in record.missing),
         _section("Layers", _layers(record), _LAYERS),
+        _section("Sensitivity", sensitivity_rows(record.sensitivity), SENSITIVITY),
         _section("Left as they were", _protected(record), ["pass", "layer", "why"]),
         _section("Files", [[n, f"`{h}`"] for n, h in record.hashes.items()], ["file", "SHA-256"]),
         _section("Machine", _machine(record), ["", ""]),

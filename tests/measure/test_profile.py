@@ -2,7 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import modelzip as mz
 from modelzip.errors import DataError, SettingError
 from modelzip.measure.profile import layer_times, profile
 
@@ -48,3 +51,11 @@ def test_layers_have_what_runs_for_them(int8_file: Path, images: np.ndarray) -> 
 def test_fused_operators_count_for_their_layer(float_file: Path, images: np.ndarray) -> None:
     rows = layer_times(float_file, images, runs=5)
     assert [row.layer for row in rows if row.layer] == ["conv", "fc"]
+
+
+def test_a_layer_fused_with_its_activation_keeps_its_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)).eval()
+    path = mz.export_onnx(net, (torch.zeros(2, 4),), tmp_path / "net.onnx")
+    rows = layer_times(path, np.zeros((2, 4), np.float32), runs=2)
+    assert [row.layer for row in rows] == ["0", "2"]

@@ -1,0 +1,48 @@
+"""Ranking the layers of a recipe's model, or of a finished run's, by what quantizing them costs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from modelzip.core.prepare import load
+from modelzip.errors import SettingError
+from modelzip.export.onnx import export_onnx
+from modelzip.recipe import loader, sources
+from modelzip.recipe.schema import Recipe
+from modelzip.recipe.steps import open_workshop
+from modelzip.report.folder import RECIPE
+from modelzip.report.record import SensitivityRow
+from modelzip.report.sensitivity import rank
+
+
+def ranking(path: str | Path, *, bits: int) -> tuple[SensitivityRow, ...]:
+    """The layers of the float model, the most sensitive first; shares are of its float file.
+
+    Args:
+        path: a recipe, or the folder of a run, whose trained original is taken.
+        bits: of the weights.
+
+    Raises:
+        SettingError: the recipe trains its model, so that there is none before a run.
+    """
+    path = Path(path)
+    weights = path / "original.safetensors"
+    recipe: Recipe = loader.load(path / RECIPE if path.is_dir() else path)
+    if recipe.model.train is not None and not weights.is_file():
+        raise SettingError(
+            f"{path.name} trains its model first; run it, and give the folder of the run"
+        )
+    model = sources.build_model(recipe.at(Path.cwd()) if path.is_dir() else recipe)
+    if weights.is_file():
+        built = model
+        model = load(lambda: built, weights)
+    shop = open_workshop(
+        sources.build_data(recipe),
+        batch_size=recipe.data.batch_size,
+        calibration=recipe.data.calibration,
+        seed=recipe.seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = export_onnx(model.eval(), shop.example_inputs, Path(folder) / "float.onnx")
+        return rank(model, file, shop.calibration, bits=bits, example_inputs=shop.example_inputs)
