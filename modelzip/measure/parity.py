@@ -11,6 +11,7 @@ from torch import nn
 
 from modelzip.core.running import call, evaluating, tensors
 from modelzip.errors import DataError, ModelzipError
+from modelzip.measure.accuracy import Accuracy
 from modelzip.runtime.inputs import Array, as_array
 from modelzip.runtime.session import Session
 
@@ -40,12 +41,13 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityRow(Parity):
-    """How close the answers of model `name`, served in this way, are to its module's."""
+    """The answers of model `name`, served in this way: beside its module's, and beside labels."""
 
     name: str
     runtime: str
     device: str
     precision: str
+    accuracy: Accuracy
 
 
 def parity(module: nn.Module, session: Session, batches: Iterable[Any]) -> Parity:

@@ -75,7 +75,10 @@ def _line(found: Fastest, answers: Sequence[ParityRow]) -> str:
     )
     for row in answers:
         if (row.name, row.device, where(row)) == (COMPRESSED, small.device, where(small)):
-            text += f" (same answer as its module on {percent(row.agreement)} of {row.n} samples)"
+            text += (
+                f" (accuracy {percent(row.accuracy.top1)}, same answer as its module on "
+                f"{percent(row.agreement)} of {row.n} samples)"
+            )
     return f"{text}; the original in {where(original)}, {_ratio(original)}"
 
 

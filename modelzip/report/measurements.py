@@ -106,10 +106,10 @@ def compare(
         for name, model in models.items()
         for row in measure_answers(
             name,
-            model.module,
-            model.path,
+            model,
             (serving for serving in wanted if serving in timed),
-            _inputs(splits, batch_size=batch_size),
+            splits,
+            batch_size=batch_size,
             failed=failures.append,
         )
     ]
@@ -130,25 +130,34 @@ def measure_parity(module: nn.Module, path: Path, splits: Splits, *, batch_size:
 
 def measure_answers(
     name: str,
-    module: nn.Module,
-    path: Path,
+    model: Deployed,
     served: Iterable[Serving],
-    batches: Iterable[Any],
+    splits: Splits,
     *,
+    batch_size: int,
     failed: Callable[[str], object],
 ) -> list[ParityRow]:
-    """Parity of the file `path` in every runtime of files on the CPU but onnxruntime itself."""
+    """Parity and accuracy of a file in the runtimes of files but onnxruntime, on the CPU."""
     sessions = {
-        serving: load(path, **vars(serving))
+        serving: load(model.path, **vars(serving))
         for serving in served
         if serving.runtime in FILE_RUNTIMES[1:] and serving.device == "cpu"
     }
     if not sessions:
         return []
     found = parities(
-        module, sessions, batches, failed=lambda serving, error: failed(f"{serving}: {error}")
+        model.module,
+        sessions,
+        _inputs(splits, batch_size=batch_size),
+        failed=lambda serving, error: failed(f"{serving}: {error}"),
     )
-    return [ParityRow(**vars(p), **vars(serving), name=name) for serving, p in found.items()]
+    rows = []
+    for serving, one in found.items():
+        predictions = predict(sessions[serving], loader(splits.test, batch_size=batch_size))
+        rows.append(
+            ParityRow(**vars(one), **vars(serving), name=name, accuracy=accuracy(predictions))
+        )
+    return rows
 
 
 def servings(

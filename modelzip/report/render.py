@@ -118,7 +118,8 @@ def _statistics(record: Record) -> list[str]:
         f"parity of file and converted module on {_parity(parity)}",
     ]
     lines += [
-        f"answers of the {_MODELS[row.name]} in {where(row)} against its module on {_parity(row)}"
+        f"answers of the {_MODELS[row.name]} in {where(row)}: accuracy {_interval(row.accuracy)}; "
+        f"against its module on {_parity(row)}"
         for row in record.answers
     ]
     if record.promise:

@@ -73,6 +73,7 @@ def answers(*, agreement=1.0, precision="float32", n=1000, name="compressed"):
         runtime="openvino",
         device="cpu",
         precision=precision,
+        accuracy=Accuracy(top1=0.95, low=0.94, high=0.96, correct=95, n=100),
     )
 
 

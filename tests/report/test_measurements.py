@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,17 +80,18 @@ def test_other_runtimes_of_files_have_their_answers_compared(model, splits):
     ]
     assert all((row.n, row.agreement) == (40, 1.0) for row in found.answers)
     assert all(row.max_difference < 1e-5 for row in found.answers)
+    assert all(row.accuracy == model.figures.accuracy for row in found.answers)
 
 
 @needs_openvino
-def test_what_a_runtime_cannot_answer_is_said(model):
+def test_what_a_runtime_cannot_answer_is_said(model, splits):
     lines = []
     rows = measure_answers(
         "compressed",
-        nn.Linear(4, 3),
-        model.path,
+        replace(model, module=nn.Linear(4, 3)),
         [Serving(runtime="openvino")],
-        [torch.ones(2, 4)],
+        splits,
+        batch_size=2,
         failed=lines.append,
     )
     assert rows == []
