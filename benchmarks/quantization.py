@@ -1,0 +1,231 @@
+"""Post-training quantization on CIFAR-10: modelzip beside onnxruntime's quantizer and NNCF.
+
+    python benchmarks/quantization.py [--nets resnet20 resnet56] [--nncf PYTHON]
+
+Every file is made from the same float file and 512 training images without labels. Accuracy,
+agreement with float and McNemar's p are of the file in onnxruntime on all 10,000 test images. Speed
+is the float file's time in onnxruntime by the file's own, one thread, all files and both runtimes
+in the same interleaved rounds. What a tool takes is timed without its imports, to the written file.
+NNCF wants an environment of its own: `--nncf` names its python; `pip install nncf==3.4.0 onnx`
+there first. Needs modelzip[openvino], CIFAR-10 and the weights: see MODELZIP_DATA and
+MODELZIP_MODELS in the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from tabulate import tabulate
+from torch import nn
+
+import modelzip as mz
+from modelzip import zoo
+from modelzip.core.base import Pass
+from modelzip.data import calibration_batches, cifar10, loader
+from modelzip.measure.accuracy import accuracy, compare, predict
+from modelzip.measure.latency import LatencyRow, latency_table
+from modelzip.measure.machine import describe
+from modelzip.measure.parity import parity
+from modelzip.runtime.session import Serving, load
+
+BATCHES = (1, 32)
+SERVINGS = (Serving(), Serving(runtime="openvino"))
+FLOAT = "float"
+# the passes of each row, which all of modelzip's rows of that table are made with
+W8A8: Mapping[str, Sequence[Pass]] = {"modelzip": [mz.Int8()]}
+W4A8: Mapping[str, Sequence[Pass]] = {}
+
+
+class Reader(CalibrationDataReader):
+    """The calibration images one batch at a time, as onnxruntime asks for them."""
+
+    def __init__(self, name: str, images: list[np.ndarray]) -> None:
+        self.rows: Iterator[dict[str, np.ndarray]] = iter([{name: x} for x in images])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rows, None)
+
+
+def onnxruntime_file(
+    source: Path, path: Path, images: list[np.ndarray], method: CalibrationMethod
+) -> float:
+    """Seconds of onnxruntime's own static quantization, with the settings it recommends for x86."""
+    started = time.perf_counter()
+    prepared = path.with_suffix(".pre.onnx")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    with contextlib.redirect_stdout(sys.stderr):  # it talks
+        quantize_static(
+            prepared,
+            path,
+            Reader("input", images),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=method,
+        )
+    return time.perf_counter() - started
+
+
+def nncf_file(python: str, source: Path, path: Path, images: list[np.ndarray]) -> float:
+    """Seconds of NNCF's post-training quantization of the float file, in its own environment."""
+    samples = path.with_suffix(".npy")
+    np.save(samples, np.concatenate(images))
+    script = (
+        "import sys, time, nncf, numpy, onnx\n"
+        "source, path, samples = sys.argv[1:]\n"
+        "rows = [{'input': x[None]} for x in numpy.load(samples)]\n"
+        "started = time.perf_counter()\n"
+        "model = onnx.load(source)\n"
+        "onnx.save(nncf.quantize(model, nncf.Dataset(rows), subset_size=len(rows)), path)\n"
+        "print('seconds', time.perf_counter() - started)\n"
+    )
+    command = [python, "-c", script, str(source), str(path), str(samples)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    return float(done.stdout.split()[-1])
+
+
+class Bench:
+    """One net: its float file, its data, and the files made so far with what each took."""
+
+    def __init__(self, name: str, folder: Path, *, seconds: float) -> None:
+        self.name, self.folder, self.budget = name, folder, seconds
+        splits = cifar10(augment=False)
+        weights = Path(os.environ.get("MODELZIP_MODELS", ".")) / f"{name}_cifar10.safetensors"
+        self.model = zoo.build(f"modelzip.zoo:{name}", weights=weights)
+        self.calibration = calibration_batches(splits, samples=512, batch_size=128)
+        self.images = [np.asarray(inputs) for inputs, _ in self.calibration]
+        self.example = torch.from_numpy(self.images[0][:1])
+        self.test = list(loader(splits.test, batch_size=500))
+        self.source = mz.export_onnx(self.model, self.example, folder / f"{name}.onnx")
+
+    def ours(self, passes: Sequence[Pass], path: Path) -> tuple[nn.Module, float]:
+        """The converted module of modelzip, and the seconds to its file."""
+        started = time.perf_counter()
+        zipped = mz.prepare(self.model, list(passes), calibration=self.calibration)
+        module = zipped.convert()
+        mz.export_onnx(module, self.example, path)
+        return module, time.perf_counter() - started
+
+    def path(self, label: str) -> Path:
+        """Where the file of row `label` is written."""
+        return self.folder / f"{self.name} {label}.onnx"
+
+    def table(
+        self,
+        title: str,
+        passes: Mapping[str, Sequence[Pass]],
+        peers: Mapping[str, Callable[[Path], float]],
+    ) -> None:
+        """Make a file a row, print a row a file, and how near modelzip's modules are to theirs."""
+        seconds: dict[str, float] = {}
+        modules = {}
+        for label, steps in passes.items():
+            modules[label], seconds[label] = self.ours(steps, self.path(label))
+        for label, make in peers.items():
+            seconds[label] = make(self.path(label))
+        files = {FLOAT: self.source, **{label: self.path(label) for label in seconds}}
+        timed = latency_table(
+            files,
+            self.example,
+            servings=SERVINGS,
+            batch_sizes=BATCHES,
+            rounds=60,
+            budget_s=self.budget,
+        )
+        answers = {label: predict(load(path), self.test) for label, path in files.items()}
+        rows = []
+        for label, path in files.items():
+            top1 = accuracy(answers[label])
+            against = compare(answers[FLOAT], answers[label])
+            rows.append(
+                [
+                    label,
+                    f"{top1.top1:.2%} [{top1.low:.2%}, {top1.high:.2%}]",
+                    f"{against.agreement:.2%}",
+                    f"{against.p_value:.2f}",
+                    f"{path.stat().st_size / 1000:.1f}",
+                    *(speed(row) for row in timed if row.name == label),
+                    f"{seconds[label]:.1f}" if label in seconds else "",
+                ]
+            )
+        speeds = [f"b{size} {s.runtime}" for size in BATCHES for s in SERVINGS]
+        headers = [title, "top-1 [95 %]", "agrees", "p", "KB", *speeds, "made in s"]
+        print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), "\n")
+        for label, module in modules.items():
+            self.compare_answers(label, module)
+
+    def compare_answers(self, label: str, module: nn.Module) -> None:
+        """Print how near the answers of a file in each runtime are to its module's."""
+        for serving in SERVINGS:
+            session = load(self.path(label), **vars(serving))
+            found = parity(module, session, (x for x, _ in self.test))
+            print(
+                f"{label} in {serving.runtime} against its module on {found.n} test images: same "
+                f"answer {found.agreement:.2%}, identical to the last bit {found.identical:.2%}, "
+                f"largest difference {found.max_difference:.3g} of {found.scale:.3g}"
+            )
+        print()
+
+
+def speed(row: LatencyRow) -> str:
+    """How many times faster than float in onnxruntime, with the 95 % interval."""
+    low, high = 1 / row.overall_high, 1 / row.overall_low
+    return f"{1 / row.overall:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def peers(bench: Bench, nncf: str | None) -> dict[str, Callable[[Path], float]]:
+    """What the other tools do, by the name of its row."""
+    methods = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
+    found: dict[str, Callable[[Path], float]] = {
+        f"onnxruntime {name}": (
+            lambda path, method=method: onnxruntime_file(bench.source, path, bench.images, method)
+        )
+        for name, method in methods.items()
+    }
+    if nncf:
+        folded = bench.path("folded")  # NNCF leaves batch norms alone, and the file would be slow
+        quant_pre_process(bench.source, folded, skip_symbolic_shape=True)
+        found["NNCF"] = lambda path: nncf_file(nncf, folded, path, bench.images)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", nargs="+", default=["resnet20", "resnet56"])
+    parser.add_argument("--nncf", metavar="PYTHON", help="python of NNCF's environment")
+    parser.add_argument("--seconds", type=float, default=20, help="of timing, a runtime and batch")
+    options = parser.parse_args()
+    machine = describe()
+    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    print(f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.isa)}\n{versions}\n")
+    if not options.nncf:
+        print("NNCF: left out, name its python with --nncf\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.nets:
+            bench = Bench(name, Path(folder), seconds=options.seconds)
+            bench.table(f"{name} W8A8", W8A8, peers(bench, options.nncf))
+            if W4A8:
+                bench.table(f"{name} W4A8", W4A8, {})
+
+
+if __name__ == "__main__":
+    main()
