@@ -25,6 +25,7 @@ from modelzip.quantization.integer import (
     QuantizedConv,
     QuantizedLayer,
     QuantizedLinear,
+    counts_padding_only,
     covers,
 )
 
@@ -41,6 +42,8 @@ def average_pool(call: Call, module: QuantizedAveragePool, x: Value, **window: A
     rank = len(x.shape)
     image = {*range(2, rank)}
     if window:
+        if counts_padding_only(**window):
+            raise NoRuleError(f"{call.label} counts its padding and has ceil_mode")
         if not covers(x.shape, **window):
             pooled = call.node("AveragePool", x.name, **window_attributes(rank - 2, **window))
             return _emit(call, module, pooled)

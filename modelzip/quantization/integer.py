@@ -111,6 +111,7 @@ class QuantizedAveragePool(OnGrid):
         super().__init__(out)
         self.dims = dims
         self.keepdim = keepdim
+        self.in_zero_point = source.zero_point
         self.register_buffer("in_scale", source.scale)
 
     def forward(self, values: Tensor, **window: Any) -> Tensor:
@@ -119,13 +120,33 @@ class QuantizedAveragePool(OnGrid):
             return self._over_dims(values)
         if covers(values.shape, **window):
             return self._whole(values)
-        average = F.avg_pool2d(values, **window)
+        if counts_padding_only(**window):
+            average = self._padded_average(values, **window)
+        else:
+            average = F.avg_pool2d(values, **window)
         if symbolic.is_exporting():
             return self._emit(average)
         scale, zero_point, top = self.out
         # this kernel adds the zero point before it rounds, the others after
         k = (average / scale).add_(zero_point).round_().clamp_(0, top)
         return k.sub_(zero_point).mul_(scale)
+
+    def _padded_average(self, values: Tensor, **window: Any) -> Tensor:
+        """Zeros put around the image beforehand: the kernel would count what lies outside them."""
+        high, wide = pair(window["padding"])
+        size, step = pair(window["kernel_size"]), pair(window["stride"] or window["kernel_size"])
+        padded = F.pad(values, (wide, wide, high, high))
+        if symbolic.is_exporting():
+            padded = symbolic.quantize(padded, self.in_scale, self.in_zero_point)
+        average = F.avg_pool2d(padded, size, step, ceil_mode=True, count_include_pad=False)
+        # torch leaves out a window that would begin in the padding behind the image
+        counts = [
+            min(n, (length + pad - 1) // s + 1)
+            for n, length, pad, s in zip(
+                average.shape[2:], values.shape[2:], (high, wide), step, strict=True
+            )
+        ]
+        return average[:, :, : counts[0], : counts[1]]
 
     def _over_dims(self, values: Tensor) -> Tensor:
         dims = {d % values.dim() for d in self.dims}
@@ -266,6 +287,22 @@ class QuantizedLinear(QuantizedLayer):
             return F.linear(values, weight, self._dequantized_bias())
         transposed = symbolic.dequantize(self.weight.t().contiguous(), self.weight_scale, axis=1)
         return torch.matmul(values, transposed) + self.bias.float() * self.bias_scale
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width from one number or two."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def counts_padding_only(
+    *, ceil_mode: bool = False, count_include_pad: bool = True, padding: Any = 0, **_: Any
+) -> bool:
+    """Whether an average counts the zeros around the image, but not what a last window exceeds.
+
+    >>> counts_padding_only(ceil_mode=True, padding=1), counts_padding_only(padding=1)
+    (True, False)
+    """
+    return bool(ceil_mode and count_include_pad and pair(padding) != (0, 0))
 
 
 def covers(shape: Sequence[int | None], kernel_size: Any, padding: Any = 0, **_: Any) -> bool:

@@ -155,8 +155,6 @@ def _window(
         return None
     if ceil_mode and not padded:  # the same in torch; the runtime counts what is not there
         window["count_include_pad"] = False
-    if ceil_mode and window["count_include_pad"]:
-        return None
     return Average(window={"padding": padding, "ceil_mode": ceil_mode, **window})
 
 

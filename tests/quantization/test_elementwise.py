@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modelzip.export.onnx import export_onnx
 from modelzip.quantization import elementwise
-from modelzip.quantization.integer import Grid, Quantize
+from modelzip.quantization.integer import Grid, Quantize, QuantizedAveragePool
 
 
 def grid(scale: float, zero_point: int, top: int = 255) -> Grid:
@@ -110,3 +110,32 @@ def test_a_gate_is_broadcast_over_an_image(tmp_path: Path) -> None:
     image = 3 * torch.randn(2, 8, 5, 5, generator=generator)
     gate = torch.rand(2, 8, 1, 1, generator=generator)
     assert torch.equal(model(image, gate), served(model, (image, gate), tmp_path)[0])
+
+
+class Pool(nn.Module):
+    """An average pool from grid to grid, its window given as keywords."""
+
+    def __init__(self, source: Grid, out: Grid, **window: object) -> None:
+        super().__init__()
+        self.pool = QuantizedAveragePool(source, out)
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x, **self.window)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (5, 2, 3), (7, 4, None)])
+def test_average_pools_count_their_padding_but_nothing_beyond(
+    size: int, kernel: int, stride: int | None, tmp_path: Path
+) -> None:
+    source, out = grid(0.02, 100), grid(0.02, 100)
+    window = {"kernel_size": kernel, "stride": stride, "padding": 1, "ceil_mode": True}
+    model = nn.Sequential(Quantize(source), Pool(source, out, count_include_pad=True, **window))
+    x = torch.randn(2, 8, size, size, generator=torch.Generator().manual_seed(0))
+    ours = model.eval()(x)
+    wanted = F.avg_pool2d(model[0](x), **window)
+    assert ours.shape == wanted.shape
+    assert float((ours - wanted).abs().max()) <= 0.51 * 0.02
+    runtime, kinds = served(model, (x,), tmp_path)
+    assert torch.equal(ours, runtime)
+    assert "QLinearAveragePool" in kinds
