@@ -109,7 +109,7 @@ def verify(
     from modelzip.report.layers import verification
 
     found = check_again(folder, samples=samples)
-    typer.echo(verification(found.layers, found.accuracy, found.problems))
+    typer.echo(verification(found.layers, found.accuracy, found.promise, found.problems))
     raise typer.Exit(1 if found.problems else 0)
 
 

@@ -41,7 +41,7 @@ def looping():
     return Looping()
 
 def wrong_dtype():
-    pair = [(torch.zeros(1, 8, 8, dtype=torch.int64), 1)] * 64
+    pair = [(torch.zeros(1, 8, 8, dtype=torch.int64), 1)] * 128
     return Splits(train=pair, validation=pair, test=pair, classes=10)
 """
 
@@ -128,6 +128,14 @@ def test_a_tampered_file_fails_verification_and_names_the_layer(folder, finished
     assert "first differing layer: 3, " in out
     assert "! model.onnx is not the file of the report: its SHA-256 is another" in out
     assert out.rstrip().endswith("FAIL")
+
+
+def test_the_layers_of_a_recipe_are_ranked_by_sensitivity(modelzip):
+    status, out, err = modelzip("sensitivity", "small.yaml", "--bits", "2")
+    assert status == 0, err
+    header, _, *rows = out.splitlines()
+    assert header.split() == ["layer", "bits", "KL", "same", "answer", "of", "size", "of", "time"]
+    assert sorted(row.split()[0] for row in rows) == ["0", "11", "3", "6"]
 
 
 def test_a_missed_requirement_is_status_1(modelzip, finished):
@@ -303,6 +311,8 @@ def test_files_are_measured_alone_and_against_others(modelzip, finished):
         "measure", finished / "model.onnx", "--against", finished / "baseline.onnx"
     )
     assert "on 16 random inputs: same answer" in out
+    _, out, _ = modelzip("measure", finished / "model.onnx", "--layers")
+    assert out.startswith("batch 1\nlayer ")
 
 
 def test_runs_are_compared(modelzip, finished):
@@ -311,7 +321,9 @@ def test_runs_are_compared(modelzip, finished):
     assert [line.split()[1] for line in out.splitlines()[2:]] == ["pass", "pass"]
 
 
-@pytest.mark.parametrize("command", ["run", "check", "verify", "passes", "measure", "compare"])
+@pytest.mark.parametrize(
+    "command", ["run", "check", "verify", "sensitivity", "passes", "measure", "compare"]
+)
 def test_every_command_shows_an_example(modelzip, command):
     status, out, _ = modelzip(command, "--help")
     assert status == 0

@@ -16,7 +16,9 @@ from modelzip.data.base import Splits, length, loader
 from modelzip.errors import SettingError
 from modelzip.measure.accuracy import Accuracy, accuracy, predict, wilson
 from modelzip.measure.layers import LayerComparison, compare_layers
+from modelzip.measure.machine import describe as describe_machine
 from modelzip.measure.machine import sha256
+from modelzip.measure.promise import integer_promise
 from modelzip.recipe import loader as recipes
 from modelzip.recipe import sources
 from modelzip.recipe.schema import Recipe
@@ -34,10 +36,12 @@ _CONFIDENCE = 0.999  # that a sample's accuracy is compatible with the report's
 class Verification:
     """What `verify` found; `problems` are empty where the run still is what its report says.
 
-    `accuracy` is the file's in onnxruntime on the samples that `layers` were compared on.
+    `accuracy` is the file's in onnxruntime on the samples that `layers` were compared on, `promise`
+    where its integers are the module's; "" if it has none.
     """
 
     problems: tuple[str, ...]
+    promise: str
     layers: LayerComparison
     accuracy: Accuracy
 
@@ -78,8 +82,10 @@ def verify(
     file = folder / record.compressed.file
     layers = compare_layers(module, file, (inputs for inputs, _ in batches))
     found = accuracy(predict(load(file), batches))
+    promise = integer_promise(file, describe_machine().isa)
     return Verification(
         problems=(*_files(folder, record), *_values(layers), *_figures(record, found)),
+        promise=promise.text if promise else "",
         layers=layers,
         accuracy=found,
     )

@@ -9,11 +9,11 @@ from modelzip.measure.layers import LayerComparison, LayerMatch, Uncovered
 from modelzip.report.text import Rows, percent, table
 
 LAYERS = ["layer", "values", "equal", "largest difference"]
-# where converted models keep what has no layer's name
-_CONTAINERS = ("activation_quantizers.", "integer_operations.")
+# where converted models keep what has no layer's name, and what a reader calls it
+_CONTAINERS = {"activation_quantizers.": "quantizer ", "integer_operations.": ""}
 
 
-def layer_table(found: LayerComparison, *, form: str = "simple") -> str:
+def layer_table(found: LayerComparison) -> str:
     """A row for each layer compared, in the file's order."""
     rows: Rows = [
         [
@@ -24,20 +24,21 @@ def layer_table(found: LayerComparison, *, form: str = "simple") -> str:
         ]
         for row in found.layers
     ]
-    return table(rows, LAYERS, form=form)
+    return table(rows, LAYERS)
 
 
 def verification(
-    layers: LayerComparison, accuracy: Accuracy, problems: Sequence[str], *, form: str = "simple"
+    layers: LayerComparison, accuracy: Accuracy, promise: str, problems: Sequence[str]
 ) -> str:
     """The table, what follows from it, and whether the run still is what its report says."""
     lines = [
         *conclusion(layers),
+        *filter(None, [promise]),
         f"accuracy in onnxruntime: {percent(accuracy.top1)} of {accuracy.n} samples",
         *(f"! {problem}" for problem in problems),
         "FAIL" if problems else "PASS: the file computes what its model does, as reported",
     ]
-    return f"{layer_table(layers, form=form)}\n\n" + "\n".join(lines)
+    return f"{layer_table(layers)}\n\n" + "\n".join(lines)
 
 
 def conclusion(found: LayerComparison) -> list[str]:
@@ -93,9 +94,14 @@ def share(part: int, whole: int) -> str:
 
 
 def layer_name(name: str) -> str:
-    """A module's name without the container that conversion put it in."""
-    for container in _CONTAINERS:
-        name = name.removeprefix(container)
+    """A module's name without the container that conversion put it in.
+
+    >>> layer_name("integer_operations.add_1"), layer_name("layer1.0.conv1")
+    ('add_1', 'layer1.0.conv1')
+    """
+    for container, word in _CONTAINERS.items():
+        if name.startswith(container):
+            return word + name.removeprefix(container)
     return name
 
 
