@@ -43,15 +43,18 @@ from modelzip.data import calibration_batches, cifar10, loader
 from modelzip.measure.accuracy import accuracy, compare, predict
 from modelzip.measure.latency import LatencyRow, latency_table
 from modelzip.measure.machine import describe
-from modelzip.measure.parity import parity
+from modelzip.measure.parity import parities
 from modelzip.runtime.session import Serving, load
 
 BATCHES = (1, 32)
 SERVINGS = (Serving(), Serving(runtime="openvino"))
 FLOAT = "float"
-# the passes of each row, which all of modelzip's rows of that table are made with
+# rows that modelzip makes, and the passes that make them
 W8A8: Mapping[str, Sequence[Pass]] = {"modelzip": [mz.Int8()]}
-W4A8: Mapping[str, Sequence[Pass]] = {}
+W4A8: Mapping[str, Sequence[Pass]] = {
+    "plain min-max": [mz.Int8(bits=4)],
+    "modelzip": [mz.Int8(bits=4, rounding="least_squares", bias_correction=True)],
+}
 
 
 class Reader(CalibrationDataReader):
@@ -120,14 +123,15 @@ class Bench:
     def ours(self, passes: Sequence[Pass], path: Path) -> tuple[nn.Module, float]:
         """The converted module of modelzip, and the seconds to its file."""
         started = time.perf_counter()
-        zipped = mz.prepare(self.model, list(passes), calibration=self.calibration)
+        zipped = mz.prepare(
+            self.model,
+            list(passes),
+            calibration=self.calibration,
+            example_inputs=(self.example,),
+        )
         module = zipped.convert()
         mz.export_onnx(module, self.example, path)
         return module, time.perf_counter() - started
-
-    def path(self, label: str) -> Path:
-        """Where the file of row `label` is written."""
-        return self.folder / f"{self.name} {label}.onnx"
 
     def table(
         self,
@@ -136,13 +140,14 @@ class Bench:
         peers: Mapping[str, Callable[[Path], float]],
     ) -> None:
         """Make a file a row, print a row a file, and how near modelzip's modules are to theirs."""
+        files = {label: self.folder / f"{title} {label}.onnx" for label in (*passes, *peers)}
         seconds: dict[str, float] = {}
         modules = {}
         for label, steps in passes.items():
-            modules[label], seconds[label] = self.ours(steps, self.path(label))
+            modules[label], seconds[label] = self.ours(steps, files[label])
         for label, make in peers.items():
-            seconds[label] = make(self.path(label))
-        files = {FLOAT: self.source, **{label: self.path(label) for label in seconds}}
+            seconds[label] = make(files[label])
+        files = {FLOAT: self.source, **files}
         timed = latency_table(
             files,
             self.example,
@@ -171,13 +176,12 @@ class Bench:
         headers = [title, "top-1 [95 %]", "agrees", "p", "KB", *speeds, "made in s"]
         print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), "\n")
         for label, module in modules.items():
-            self.compare_answers(label, module)
+            self.compare_answers(label, module, files[label])
 
-    def compare_answers(self, label: str, module: nn.Module) -> None:
+    def compare_answers(self, label: str, module: nn.Module, path: Path) -> None:
         """Print how near the answers of a file in each runtime are to its module's."""
-        for serving in SERVINGS:
-            session = load(self.path(label), **vars(serving))
-            found = parity(module, session, (x for x, _ in self.test))
+        sessions = {serving: load(path, **vars(serving)) for serving in SERVINGS}
+        for serving, found in parities(module, sessions, (x for x, _ in self.test)).items():
             print(
                 f"{label} in {serving.runtime} against its module on {found.n} test images: same "
                 f"answer {found.agreement:.2%}, identical to the last bit {found.identical:.2%}, "
@@ -202,7 +206,8 @@ def peers(bench: Bench, nncf: str | None) -> dict[str, Callable[[Path], float]]:
         for name, method in methods.items()
     }
     if nncf:
-        folded = bench.path("folded")  # NNCF leaves batch norms alone, and the file would be slow
+        # NNCF leaves batch norms alone, and its file would be slow
+        folded = bench.source.with_suffix(".folded.onnx")
         quant_pre_process(bench.source, folded, skip_symbolic_shape=True)
         found["NNCF"] = lambda path: nncf_file(nncf, folded, path, bench.images)
     return found
@@ -223,8 +228,7 @@ def main() -> None:
         for name in options.nets:
             bench = Bench(name, Path(folder), seconds=options.seconds)
             bench.table(f"{name} W8A8", W8A8, peers(bench, options.nncf))
-            if W4A8:
-                bench.table(f"{name} W4A8", W4A8, {})
+            bench.table(f"{name} W4A8", W4A8, {})
 
 
 if __name__ == "__main__":
