@@ -6,6 +6,7 @@ Two trial runs at different batch sizes give every shape, and the outputs to che
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from modelzip.export.operations import Rule
 from modelzip.export.rules import EXACT, FUNCTIONS, LAYERS, METHODS, MODULES
 from modelzip.export.trial import Inputs, Shaped, Trial, trial_inputs
 from modelzip.export.writer import Call, Graph, NoRuleError, Shape, Value, float32
+from modelzip.quantization.dynamic import DynamicQuantizedLinear
 from modelzip.quantization.integer import Quantize
 
+LONE = "model"  # what a model that is a single layer is called in its file
 VARYING = object()  # in place of a length that follows the batch
 
 
@@ -68,7 +71,9 @@ def write(
     ends = _described(names, cases, batches), _described(outputs, answers, batches)
     proto = _model(author.graph, *ends, opset)
     pairs = tuple(zip(cases, answers, strict=True))
-    rounds = any(isinstance(module, Quantize) for module in traced.modules())
+    rounds = any(
+        isinstance(module, (Quantize, DynamicQuantizedLinear)) for module in traced.modules()
+    )
     return Written(proto, pairs, exact=author.exact, rounds=rounds)
 
 
@@ -80,10 +85,20 @@ class _Tracer(Tracer):
 def _trace(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         return model
+    if type(model) in LAYERS or type(model) in MODULES:
+        return _around(model)
     try:
         return fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # fx raises whatever the model's own forward raises
         raise NoRuleError(f"fx cannot follow it: {error}") from error
+
+
+def _around(layer: nn.Module) -> fx.GraphModule:
+    """A graph that calls a single layer."""
+    graph = fx.Graph()
+    argument = next(iter(inspect.signature(layer.forward).parameters))
+    graph.output(graph.call_module(LONE, (graph.placeholder(argument),)))
+    return fx.GraphModule({LONE: layer}, graph)
 
 
 def _run(traced: fx.GraphModule, inputs: Inputs) -> Trial:
@@ -128,13 +143,17 @@ class _Author:
             name = str(node.target)
             tensor = self.trials[0].fetch_attr(name)
             # it may be called like an input
-            name = name if "." in name else f"model.{name}"
+            name = name if "." in name else f"{LONE}.{name}"
             return Value(self.graph.constant(tensor, name), _merged(results))
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self.values.__getitem__)
         if node.target is operator.getitem and isinstance(args[0], list):
             found: Value = args[0][int(args[1])]  # type: ignore[arg-type]
             return found
-        parts = list(zip(*results, strict=True)) if _several(results[0]) else [results]
+        parts: Sequence[Sequence[Any]] = [results]
+        if _several(results[0]):
+            if len({len(result) for result in results}) > 1:
+                raise NoRuleError(f"{node.name} gives as many results as there are samples")
+            parts = list(zip(*results, strict=True))
         shapes = tuple(_merged(part) for part in parts)
         module = None
         if node.op == "call_module":
@@ -159,19 +178,19 @@ class _Author:
 
     def _finish(self, node: fx.Node, inputs: list[str], outputs: list[str]) -> None:
         """Call what the model returns by the names of outputs."""
-        named: set[str] = set()
+        renamed: dict[str, str] = {}
         returned = fx.node.map_arg(node.args[0], self.values.__getitem__)
         leaves = tree_leaves(returned)
         if len(leaves) != len(outputs) or not all(isinstance(leaf, Value) for leaf in leaves):
             raise NoRuleError("the model returns more than tensors")
         # in the order in which they are found in a module's output
         for value, output in zip(leaves, outputs, strict=True):
-            name = value.name
-            if name in named or name in inputs or name in self.graph.initializers:
+            name = renamed.get(value.name, value.name)
+            if name in outputs or name in inputs or name in self.graph.initializers:
                 self.graph.nodes.append(helper.make_node("Identity", [name], [output]))
             else:
                 self.graph.rename(name, output)
-                named.add(output)
+                renamed[name] = output
 
 
 def _several(result: Any) -> bool:

@@ -116,11 +116,12 @@ def _exported(model: nn.Module, example_inputs: Any, settings: _Settings) -> onn
 
 
 def _pack(proto: onnx.ModelProto, model: nn.Module) -> None:
+    from modelzip.export.direct import LONE
     from modelzip.export.packing import pack
 
     layers = (QuantizedLayer, DynamicQuantizedLinear)
     named = model.named_modules()
-    pack(proto, {f"{name}.weight": m.bits for name, m in named if isinstance(m, layers)})
+    pack(proto, {f"{name or LONE}.weight": m.bits for name, m in named if isinstance(m, layers)})
 
 
 def _write(

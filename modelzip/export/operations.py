@@ -182,6 +182,7 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
 ) -> str:
     """To the nearest value, by whole factors."""
     pairs = list(zip(call.out[2:], x.shape[2:], strict=True))
