@@ -16,6 +16,7 @@ from modelzip.report.requirements import Outcome, Requirement, show
 from modelzip.runtime.session import FILE_RUNTIMES
 
 PARITY_TOLERANCE = 0.001  # share of samples on which file and module may disagree
+_OTHER_AGREEMENT = 0.99  # of runtimes that sum and round in their own order, seen at 8 bits
 _SLOWER = 1.05  # below it the same file timed twice can look slower
 
 
@@ -62,10 +63,11 @@ def _answers(found: Findings) -> list[str]:
             f"{parity.n} samples; at least {show(least, '%')} is expected"
         )
     for row in found.answers:
-        if row.name == COMPRESSED and not parity_holds(row):
+        if row.name == COMPRESSED and row.agreement < _OTHER_AGREEMENT:
             lines.append(
-                f"{where(row)} on {row.device} answers as the converted module on "
-                f"{show(100 * row.agreement, '%')} of {row.n} samples alone"
+                f"{where(row)} on {row.device} answers as the converted module does on only "
+                f"{show(100 * row.agreement, '%')} of {row.n} samples; accuracy there "
+                f"{show(100 * row.accuracy.top1, '%')}"
             )
     if found.promise is not None and not found.promise.kept:
         lines.append(found.promise.text)

@@ -99,11 +99,16 @@ def test_an_original_that_is_faster_elsewhere_is_said():
 
 
 def test_answers_that_change_in_a_runtime_are_said():
-    served = [answers(agreement=0.99), answers(agreement=0.5, name="baseline"), answers()]
+    served = [
+        answers(agreement=0.98),
+        answers(agreement=0.5, name="baseline"),
+        answers(agreement=0.99),
+    ]
     judged = judge([], BASELINE, COMPRESSED, findings(served=served))
     assert judged.passed
     assert judged.notes == (
-        "openvino float32 on cpu answers as the converted module on 99 % of 1000 samples alone",
+        "openvino float32 on cpu answers as the converted module does on only 98 % of 1000 "
+        "samples; accuracy there 95 %",
     )
 
 
