@@ -51,13 +51,13 @@ class Int8(Pass):
             https://arxiv.org/abs/2210.17323, with fitted scales); worth its time below 8 bits.
         bias_correction: shift biases, and rescale batch norms, so that each channel has the mean
             and deviation of the float model on the calibration data (Nagel et al. 2019,
-            https://arxiv.org/abs/1906.04721, section 4.2).
+            https://arxiv.org/abs/1906.04721, section 4.2). Where ranges are fixed.
         portable: keep weights in 7 bits, which processors without VNNI, whose sums of two products
             saturate at 16 bits, compute exactly too.
         calibrator: how ranges follow from the calibration data: "minmax"; "percentile", which
             leaves the rarest values out; "mse", with the least squared rounding error over all
-            data; "mse_batch", the mean of each batch's "mse" range; or "entropy", with the least
-            information lost.
+            data, sums sharing the step of a term where that costs less; "mse_batch", the mean of
+            each batch's "mse" range; or "entropy", with the least information lost.
         percentile: percent of the values inside the range, for "percentile".
         keep_float: layers to leave in float, by name, each with the reason; or "auto": a recipe's
             run, and `compress`, find those that are slower in int8 on this machine, or that cost
@@ -81,9 +81,9 @@ class Int8(Pass):
     layer_bits: Mapping[str, int] | None = field(default=None, hash=False)
     size: str | None = None
     rounding: Rounding = "nearest"
-    bias_correction: bool = False
+    bias_correction: bool = True
     portable: bool = False
-    calibrator: Calibrator = "minmax"
+    calibrator: Calibrator = "mse"
     percentile: float = 99.99
     keep_float: Mapping[str, str] | Literal["auto"] | None = None
 
@@ -141,7 +141,6 @@ class Int8(Pass):
         for name, value, only in (
             ("activation_bits", self.activation_bits, 8),
             ("rounding", self.rounding, "nearest"),
-            ("bias_correction", self.bias_correction, False),
         ):
             if value != only:
                 raise SettingError(

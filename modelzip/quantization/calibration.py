@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from modelzip.core.base import Batch
 from modelzip.core.running import call, evaluating
@@ -15,6 +15,7 @@ from modelzip.errors import ModelError
 from modelzip.numerics.histogram import Histogram, entropy_range, mse_range, percentile_range
 from modelzip.quantization.fake import ActivationQuantizer
 from modelzip.quantization.representative import compared_with_training
+from modelzip.quantization.sums import share_steps
 
 Calibrator = Literal["minmax", "percentile", "mse", "mse_batch", "entropy"]
 CALIBRATORS = ("minmax", "percentile", "mse", "mse_batch", "entropy")
@@ -44,6 +45,8 @@ def calibrate(
                 "calibration data; check the weights and the data's range"
             )
         quantizer.set_range(*found.chosen())
+    if calibrator == "mse" and isinstance(graph, fx.GraphModule):
+        share_steps(graph, {q: found.histogram for q, found in seen.items()})
 
 
 class _Seen:

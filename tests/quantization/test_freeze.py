@@ -20,7 +20,7 @@ X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(9))
 
 
 def prepared(model, x=X):
-    return mz.prepare(model.eval(), [mz.Int8()], calibration=[x])
+    return mz.prepare(model.eval(), [mz.Int8(bias_correction=False)], calibration=[x])
 
 
 class ConvNorm(nn.Module):
