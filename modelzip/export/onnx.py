@@ -17,6 +17,7 @@ from modelzip.errors import ExportError, ModelError, OutputError, SettingError
 from modelzip.export import exporter
 from modelzip.export.arguments import arguments
 from modelzip.export.narrow import narrow
+from modelzip.export.unquantized import keep_unquantized
 from modelzip.quantization import symbolic
 from modelzip.quantization.dynamic import DynamicQuantizedLinear
 from modelzip.quantization.integer import QuantizedLayer
@@ -136,6 +137,7 @@ def _write(
     from modelzip.runtime import session
 
     narrow(proto)
+    keep_unquantized(proto)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file, data = Path(folder, path.name), Path(folder, f"{path.name}.data")
