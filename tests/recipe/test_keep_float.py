@@ -80,6 +80,12 @@ def test_neighbours_make_a_group_and_the_most_to_gain_comes_first():
     assert found[0]["d"] == "kept in float: 3.0x slower in int8 on this machine"
 
 
+def test_what_no_timing_of_the_file_would_show_is_left_alone():
+    before = {1: [row("a", 1.0), row("b", 100.0)], 32: [row("a", 1.0), row("b", 100.0)]}
+    after = {1: [row("a", 2.0), row("b", 60.0)], 32: [row("a", 1.5), row("b", 60.0)]}
+    assert groups(before, after, ["a", "b"]) == []
+
+
 def test_a_layer_that_costs_too_much_accuracy_is_kept_in_float():
     model = one_wide_range()
     inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
