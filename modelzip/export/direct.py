@@ -233,7 +233,10 @@ def _model(
         graph.nodes, "model", inputs, outputs, list(graph.initializers.values())
     )
     proto = helper.make_model(written, opset_imports=[helper.make_opsetid("", opset)])
-    proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
+    try:
+        proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
+    except ValueError as error:
+        raise NoRuleError(f"there is no opset {opset}") from error
     return proto
 
 

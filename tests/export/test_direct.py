@@ -286,6 +286,8 @@ def test_inputs_that_are_left_to_the_exporter():
         write(Run(torch.relu), torch.ones(2, 3, dtype=torch.int64))
     with pytest.raises(NoRuleError, match=r"the graph takes \['a', 'b'\], not \['a'\]"):
         write(Pair(torch.add), torch.ones(2, 3))
+    with pytest.raises(NoRuleError, match="there is no opset 99"):
+        write(Run(F.relu), torch.ones(2, 3), opset=99)
     with pytest.raises(NoRuleError, match="the inputs are not of one batch"):
         write(Pair(torch.add), torch.ones(2, 3), torch.ones(1, 3))
 
