@@ -129,7 +129,9 @@ class Int8(Pass):
         layer_bits = self.layer_bits
         if self.size is not None:
             size = checks.ratio("size", self.size)
-            layer_bits = allocate_bits(model, layers, context.calibration, size=size)
+            layer_bits = allocate_bits(
+                model, layers, context.calibration, size=size, rounding=self.rounding
+            )
         context.record.update(mode=mode, protected=protected, layer_bits=layer_bits)
         return self._attach(model, layers, context)
 

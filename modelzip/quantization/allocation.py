@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from modelzip.core.running import tensors
 from modelzip.errors import SettingError
 from modelzip.numerics.allocation import allocate
 from modelzip.quantization.fake import WeightQuantizer
+from modelzip.quantization.rounding import Rounding, error_left
 from modelzip.quantization.sensitivity import sensitivity
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -20,25 +22,32 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 _MEASURED = 3  # bits at which each layer is tried; others follow from their rounding error
 _STORED = {2: 8 / 5, 3: 32 / 11}  # bits a weight where several share a word: see export.packing
 _CHANNEL_BYTES = 8  # of an output channel's scale and bias
-_LAYER_BYTES = 530  # of a layer's operators and those after it, as ResNets have them
-_FILE_BYTES = 3000  # of the rest of the graph, and of what unpacks each width
+_LAYER_BYTES = 525  # of a layer's operators and those after it, as ResNets have them
+_FILE_BYTES = 2500  # of the rest of the graph, and of what unpacks each width
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SAMPLES = 256  # are enough to tell layers apart
 _LEAST = 1e-9  # nats: a layer that cost nothing on these samples still takes what is to spare
 
 
 def allocate_bits(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Batch], *, size: float
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
+    *,
+    size: float,
+    rounding: Rounding = "nearest",
 ) -> dict[str, int]:
     """The bits, 2 to 8, of the weights of each of `layers`, so that the file is of `size`.
 
-    Each layer is rounded alone; its cost is how far the outputs then diverge from the float
-    model's, and at other widths that times the ratio of the squared rounding errors. The widths
-    are those of least total cost. Yao et al. 2021, https://arxiv.org/abs/2011.10680, section 3.4.
+    Each layer is rounded alone. How far the outputs then diverge from the float model's, times what
+    `rounding` leaves of that error, says what a layer costs; at other widths the cost changes as
+    the squared rounding error does. The widths are those of least total cost, with the square roots
+    of costs: biases and later layers make up for a part, the more of it the larger it is. Yao et
+    al. 2021, https://arxiv.org/abs/2011.10680, section 3.4, has the sum and the budget.
 
     Args:
         layers: those to be quantized, by name; the rest of the model stays in float32.
-        batches: calibration data; the outputs on them are compared.
+        batches: calibration data; the outputs on the first 256 samples are compared.
         size: bytes of the file as a fraction of those of the float32 one.
 
     Raises:
@@ -52,18 +61,16 @@ def allocate_bits(
             f"size {size:g}x cannot be reached: with 2 bits everywhere the file is {least:.3f}x; "
             "prune it first, or quantize more of its layers"
         )
-    tried = sensitivity(
-        model,
-        batches[: _enough(batches)],
-        bits=(_MEASURED,),
-        layers=list(layers),
-        activations=False,
-    )
+    batches = batches[: _enough(batches)]
+    tried = sensitivity(model, batches, bits=(_MEASURED,), layers=list(layers), activations=False)
+    left = dict.fromkeys(layers, 1.0)
+    if rounding == "least_squares":
+        left = error_left(model, layers, batches, bits=_MEASURED)
     costs = []
-    for row, layer in zip(tried, layers.values(), strict=True):
+    for row, (name, layer) in zip(tried, layers.items(), strict=True):
         errors = [_rounding_error(_weight(layer), bits) for bits in WIDTHS]
-        nats = max(row.kl, _LEAST) / max(errors[WIDTHS.index(_MEASURED)], 1e-30)
-        costs.append([nats * error for error in errors])
+        cost = math.sqrt(max(row.kl * left[name], _LEAST))
+        costs.append([cost * e / max(errors[WIDTHS.index(_MEASURED)], 1e-30) for e in errors])
     chosen = allocate(costs, sizes, budget=size * float_bytes - rest)
     return {name: WIDTHS[index] for name, index in zip(layers, chosen, strict=True)}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from modelzip.core import surgery
+from modelzip.core.base import Batch
+from modelzip.core.running import call, evaluating
 from modelzip.numerics.rounding import least_squares_integers
 from modelzip.quantization.fake import WeightQuantizer
 from modelzip.quantization.pairs import Pairs
@@ -46,14 +49,62 @@ def round_layer(
     quantizer.observing = True
     weight = surgery.own_tensors(layer)["weight"].detach()  # masked, where it is pruned
     quantizer.observing = False
+    rounded_weight, scale = _fitted(weight, gram, cross, bits=quantizer.bits)
+    surgery.original_tensor(layer).data.copy_(rounded_weight)
+    quantizer.keep(scale)
+
+
+def error_left(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Batch], *, bits: int
+) -> dict[str, float]:
+    """Squared error of each layer's output rounded by least squares, as a part of that by nearest.
+
+    Each layer of the float `model` alone; 1.0 for those that never run.
+    """
+    grams: dict[str, Tensor] = {}
+    limit = max(1, _POSITIONS // max(1, len(batches)))
+
+    def watch(name: str) -> Any:
+        def see(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = _inputs(layer, args[0], limit)
+            grams[name] = grams.get(name, torch.zeros(())) + x @ x.transpose(1, 2)
+
+        return see
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                call(model, batch.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = dict.fromkeys(layers, 1.0)
+    for name, gram in grams.items():
+        weight = surgery.own_tensors(layers[name])["weight"].detach()
+        nearest = WeightQuantizer(weight, bits=bits, method="fixed").eval()(weight)
+        fitted, _ = _fitted(weight, gram, gram, bits=bits)
+        found[name] = _output_error(weight - fitted, gram) / max(
+            _output_error(weight - nearest, gram), 1e-30
+        )
+    return found
+
+
+def _fitted(weight: Tensor, gram: Tensor, cross: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
+    """`weight` on its grid by least squares, group by group, and the scale of each channel."""
     parts = [
-        least_squares_integers(rows.flatten(1), g, bits=quantizer.bits, cross=c)
+        least_squares_integers(rows.flatten(1), g, bits=bits, cross=c)
         for rows, g, c in zip(weight.chunk(len(gram)), gram, cross, strict=True)
     ]
     scale = torch.cat([s for _, s in parts])
     integers = torch.cat([q for q, _ in parts])
-    surgery.original_tensor(layer).data.copy_((integers * scale[:, None]).view_as(weight))
-    quantizer.keep(scale)
+    return (integers * scale[:, None]).view_as(weight), scale
+
+
+def _output_error(error: Tensor, gram: Tensor) -> float:
+    """Squared error of a layer's output, summed up, where its weight is off by `error`."""
+    rows = torch.stack([part.flatten(1) for part in error.chunk(len(gram))])
+    return float(((rows @ gram) * rows).sum())
 
 
 def _inputs(layer: nn.Module, values: Tensor, limit: int) -> Tensor:
