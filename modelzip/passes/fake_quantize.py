@@ -12,6 +12,7 @@ from modelzip.core import checks, surgery
 from modelzip.core.base import Batch, Context, Need, Pass, PassReport, Stage
 from modelzip.core.graph import notes_of
 from modelzip.quantization import attach
+from modelzip.quantization.correction import refine
 from modelzip.quantization.fake import WeightQuantizer
 from modelzip.quantization.freeze import freeze
 
@@ -36,7 +37,8 @@ class FakeQuantize(Pass):
             the first match counts. Their inputs have at least as many.
         method: "straight_through" or "lsq".
 
-    The first ranges come from calibration data where there are any, else from the example inputs.
+    Training starts from what `int8` makes of calibration data; without any, the example inputs give
+    the first ranges.
 
     >>> import torch, modelzip as mz
     >>> model, x = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(32, 4)
@@ -80,7 +82,7 @@ class FakeQuantize(Pass):
         context: Context,
     ) -> nn.Module:
         activation_bits = self.bits if self.activation_bits is None else self.activation_bits
-        return attach.attach_static(
+        graph = attach.attach_static(
             model,
             layers,
             bits=self.bits,
@@ -90,9 +92,12 @@ class FakeQuantize(Pass):
             everywhere=True,
             batches=batches,
             context=context,
-            calibrator="minmax" if activation_bits > 4 else "mse",
+            calibrator="mse",
             percentile=100.0,
         )
+        if context.calibration:  # as int8 does, where training starts
+            refine(graph, context.calibration, rounding="nearest", bias_correction=True)
+        return graph
 
     def convert(self, model: nn.Module, context: Context) -> PassReport:
         before = {name: layer for name, layer, _ in surgery.all_attached(model, WeightQuantizer)}

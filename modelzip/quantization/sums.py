@@ -37,7 +37,7 @@ def share_steps(graph: fx.GraphModule, seen: Mapping[ActivationQuantizer, Histog
         ):
             if not free or not kept.bits == moved.bits == out.bits:
                 continue
-            step = float(kept.scale)
+            step = float(kept.scale.detach())
             gain = (
                 _error(seen[moved], moved, _range(moved))
                 + _error(seen[out], out, _range(out))
@@ -49,8 +49,8 @@ def share_steps(graph: fx.GraphModule, seen: Mapping[ActivationQuantizer, Histog
         if best[0] > 0:
             kept, moved = best[1]
             for quantizer in (moved, out):
-                quantizer.set_range(*_range(quantizer, float(kept.scale)))
-                quantizer.scale.data.copy_(kept.scale)
+                quantizer.set_range(*_range(quantizer, float(kept.scale.detach())))
+                quantizer.scale.data.copy_(kept.scale.detach())
 
 
 def _sum(graph: fx.GraphModule, node: fx.Node) -> _Sum | None:

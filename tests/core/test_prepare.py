@@ -132,7 +132,7 @@ def test_reports_come_in_order() -> None:
 
 def test_calibration_may_be_read_once_alone() -> None:
     passes = [mz.MagnitudePrune(sparsity=0.5), mz.Int8()]
-    zipped = mz.prepare(net(), passes, calibration=iter([X]))
+    zipped = mz.prepare(net(), passes, calibration=iter([torch.randn(2, 4)]))
     assert all(len(a.context.calibration) == 1 for a in zipped.attached)
 
 
