@@ -6,6 +6,8 @@ Every file is made from the same float file and 512 training images without labe
 agreement with float and McNemar's p are of the file in onnxruntime on all 10,000 test images. Speed
 is the float file's time in onnxruntime by the file's own, one thread, all files and both runtimes
 in the same interleaved rounds. What a tool takes is timed without its imports, to the written file.
+"plain min-max" keeps weights on 4-bit grids in 8 bits. The last tables spend the same bytes on bits
+everywhere, and on bits by what each layer costs.
 NNCF wants an environment of its own: `--nncf` names its python; `pip install nncf==3.4.0 onnx`
 there first. Needs modelzip[openvino], CIFAR-10 and the weights: see MODELZIP_DATA and
 MODELZIP_MODELS in the README.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import os
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,10 +55,8 @@ SERVINGS = (Serving(), Serving(runtime="openvino"))
 FLOAT = "float"
 # rows that modelzip makes, and the passes that make them
 W8A8: Mapping[str, Sequence[Pass]] = {"modelzip": [mz.Int8()]}
-W4A8: Mapping[str, Sequence[Pass]] = {
-    "plain min-max": [mz.Int8(bits=4)],
-    "modelzip": [mz.Int8(bits=4, rounding="least_squares", bias_correction=True)],
-}
+MIN_MAX = mz.Int8(calibrator="minmax", bias_correction=False)
+LEAST_SQUARES = mz.Int8(bits=4, rounding="least_squares")
 
 
 class Reader(CalibrationDataReader):
@@ -120,11 +122,24 @@ class Bench:
         self.test = list(loader(splits.test, batch_size=500))
         self.source = mz.export_onnx(self.model, self.example, folder / f"{name}.onnx")
 
-    def ours(self, passes: Sequence[Pass], path: Path) -> tuple[nn.Module, float]:
+    def min_max_weights(self, bits: int) -> nn.Module:
+        """The model with every weight on the grid that its channel's largest one spans."""
+        model = copy.deepcopy(self.model)
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                weight = module.weight.data
+                top = 2 ** (bits - 1) - 1
+                step = weight.abs().amax(dim=list(range(1, weight.dim())), keepdim=True) / top
+                module.weight.data = (weight / step).round() * step
+        return model
+
+    def ours(
+        self, passes: Sequence[Pass], path: Path, *, model: nn.Module | None = None
+    ) -> tuple[nn.Module, float]:
         """The converted module of modelzip, and the seconds to its file."""
         started = time.perf_counter()
         zipped = mz.prepare(
-            self.model,
+            model or self.model,
             list(passes),
             calibration=self.calibration,
             example_inputs=(self.example,),
@@ -132,6 +147,10 @@ class Bench:
         module = zipped.convert()
         mz.export_onnx(module, self.example, path)
         return module, time.perf_counter() - started
+
+    def plain_min_max(self, bits: int, path: Path) -> float:
+        """Seconds to the file of a model whose ranges, of weights too, are the extremes."""
+        return self.ours([MIN_MAX], path, model=self.min_max_weights(bits))[1]
 
     def table(
         self,
@@ -169,7 +188,7 @@ class Bench:
                     f"{against.p_value:.2f}",
                     f"{path.stat().st_size / 1000:.1f}",
                     *(speed(row) for row in timed if row.name == label),
-                    f"{seconds[label]:.1f}" if label in seconds else "",
+                    f"{seconds[label]:.2f}" if label in seconds else "",
                 ]
             )
         speeds = [f"b{size} {s.runtime}" for size in BATCHES for s in SERVINGS]
@@ -177,6 +196,33 @@ class Bench:
         print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), "\n")
         for label, module in modules.items():
             self.compare_answers(label, module, files[label])
+
+    def budget_table(self, bits: int) -> None:
+        """The same bytes spent twice: `bits` for every weight, and by what each layer costs."""
+        original = predict(load(self.source), self.test)
+        rows = []
+        for rounding in ("nearest", "least_squares"):
+            path = self.folder / "budget.onnx"
+            allowed = 1.0
+            for label in (f"{bits} bits everywhere", "allocated"):
+                same: Any = {"bits": bits} if label != "allocated" else {"size": f"{allowed:.5f}x"}
+                _, seconds = self.ours([mz.Int8(**same, rounding=rounding)], path)
+                allowed = path.stat().st_size / self.source.stat().st_size
+                found = predict(load(path), self.test)
+                against = compare(original, found)
+                rows.append(
+                    [
+                        f"{label}, {rounding}",
+                        f"{path.stat().st_size / 1000:.1f}",
+                        f"{allowed:.4f}x",
+                        f"{accuracy(found).top1:.2%}",
+                        f"{against.agreement:.2%}",
+                        f"{against.kl:.4f}",
+                        f"{seconds:.2f}",
+                    ]
+                )
+        headers = [self.name, "KB", "of float", "top-1", "agrees", "KL, nats", "made in s"]
+        print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), "\n")
 
     def compare_answers(self, label: str, module: nn.Module, path: Path) -> None:
         """Print how near the answers of a file in each runtime are to its module's."""
@@ -228,7 +274,13 @@ def main() -> None:
         for name in options.nets:
             bench = Bench(name, Path(folder), seconds=options.seconds)
             bench.table(f"{name} W8A8", W8A8, peers(bench, options.nncf))
-            bench.table(f"{name} W4A8", W4A8, {})
+            bench.table(
+                f"{name} W4A8",
+                {"modelzip": [LEAST_SQUARES]},
+                {"plain min-max": lambda path, b=bench: b.plain_min_max(4, path)},
+            )
+            for bits in (3, 4):
+                bench.budget_table(bits)
 
 
 if __name__ == "__main__":

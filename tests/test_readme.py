@@ -50,7 +50,15 @@ def test_the_recipe_shown_is_the_one_in_recipes():
 
 
 def test_every_command_is_shown():
-    assert sorted(COMMANDS) == ["check", "compare", "measure", "passes", "run"]
+    assert sorted(COMMANDS) == [
+        "check",
+        "compare",
+        "measure",
+        "passes",
+        "run",
+        "sensitivity",
+        "verify",
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
