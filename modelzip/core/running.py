@@ -56,7 +56,7 @@ def tensors(inputs: Any) -> Iterator[Tensor]:
 def as_batches(data: Iterable[Any]) -> tuple[Batch, ...]:
     """Batches as a loader yields them, (inputs, targets), or bare inputs: a tensor or a dict.
 
-    DataError if there are none, or one holds a value that is not finite.
+    DataError if there are none, or one is empty or holds a value that is not finite.
 
     >>> as_batches([torch.ones(1)])
     (Batch(inputs=tensor([1.]), targets=None),)
@@ -71,6 +71,8 @@ def as_batches(data: Iterable[Any]) -> tuple[Batch, ...]:
             )
         batch = Batch(*item) if pair else Batch(item, None)
         for tensor in tensors(batch.inputs):
+            if not tensor.numel():
+                raise DataError(f"calibration batch {index} holds no samples")
             if not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"calibration batch {index} holds NaN or infinity")
         batches.append(batch)

@@ -68,8 +68,8 @@ class WeightOnly(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if checks.integer("bits", self.bits, low=4, high=8) not in (4, 8):
-            raise SettingError(f"bits must be 4 or 8, got {self.bits}")
+        if self.bits not in (4, 8):
+            raise SettingError(f"bits must be 4 or 8, got {self.bits!r}")
         if self.block_size is not None:
             checks.integer("block_size", self.block_size, low=8)
         checks.choice("codebook", self.codebook, ("uniform", "nf4"))
