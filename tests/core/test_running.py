@@ -56,14 +56,14 @@ def test_batch_of_three_parts_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_as_batches_refuses_a_batch_without_samples() -> None:
-    with pytest.raises(DataError, match="calibration batch 1 holds no samples"):
-        as_batches([torch.ones(2, 3), torch.ones(0, 3)])
-
-
 def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(DataError, match="calibration batch 0 holds NaN or infinity"):
         as_batches([({"x": torch.tensor([bad])}, ONE)])
+
+
+def test_as_batches_refuses_a_batch_without_samples() -> None:
+    with pytest.raises(DataError, match="calibration batch 1 holds no samples"):
+        as_batches([torch.ones(2, 3), torch.ones(0, 3)])
 
 
 def test_no_batches_are_refused() -> None:
