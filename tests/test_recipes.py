@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import modelzip as mz
 from modelzip import zoo
-from modelzip.data import calibration_batches, cifar10, files, loader
+from modelzip.data import calibration_batches, cifar10, fashion_mnist, files, loader
 from modelzip.measure.machine import describe
 from modelzip.measure.parity import parity
 from modelzip.report.record import read
@@ -54,18 +56,36 @@ def test_a_recipe_meets_its_requirements(name, tmp_path):
     assert read(tmp_path / name).parity.agreement >= 0.999
 
 
+def resnet(name):
+    weights = MODELS / f"{name}_cifar10.safetensors"
+    return zoo.build(f"modelzip.zoo:{name}", weights=weights), cifar10(augment=False)
+
+
+def mlp():
+    torch.manual_seed(0)
+    splits = fashion_mnist()
+    layers = (nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(nn.Flatten(), *layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for x, y in loader(splits.train, batch_size=128, shuffle=True):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), splits
+
+
 @pytest.mark.slow
 @needs_cifar10
 @pytest.mark.skipif(
     not {"avx512_vnni", "avx_vnni"} & set(describe().isa),
     reason="the integer arithmetic is promised for x86 with VNNI",
 )
-@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
-def test_module_and_file_are_identical_on_the_whole_test_set(name, tmp_path):
-    splits = cifar10(augment=False)
-    model = zoo.build(f"modelzip.zoo:{name}", weights=MODELS / f"{name}_cifar10.safetensors")
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["resnet20", "resnet56", "mlp"])
+def test_module_and_file_are_identical_on_the_whole_test_set(name, bits, tmp_path):
+    model, splits = mlp() if name == "mlp" else resnet(name)
     calibration = calibration_batches(splits, samples=512)
-    converted = mz.prepare(model, [mz.Int8()], calibration=calibration).convert()
+    converted = mz.prepare(model, [mz.Int8(bits=bits)], calibration=calibration).convert()
     file = mz.export_onnx(converted, calibration[0][0][:1], tmp_path / "int8.onnx")
     with torch.no_grad():
         found = parity(converted, load(file), (x for x, _ in loader(splits.test, batch_size=500)))
