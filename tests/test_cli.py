@@ -306,7 +306,7 @@ def test_passes_are_listed_and_described(modelzip):
 def test_files_are_measured_alone_and_against_others(modelzip, finished):
     status, out, _ = modelzip("measure", finished / "model.onnx", "--batch-size", "3")
     assert status == 0
-    assert "latency, batch 3" in out
+    assert "latency, onnxruntime, batch 3" in out
     _, out, _ = modelzip(
         "measure", finished / "model.onnx", "--against", finished / "baseline.onnx"
     )

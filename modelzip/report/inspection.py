@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from modelzip.measure.profile import layer_times
 from modelzip.measure.size import file_size
 from modelzip.report.text import count, kilobytes, table, times
 from modelzip.runtime.inputs import Array, InputSpec
-from modelzip.runtime.session import Session, load
+from modelzip.runtime.session import FILE_RUNTIMES, Serving, Session, load, missing
 
 _SAMPLES = 16
 
@@ -22,7 +23,7 @@ _SAMPLES = 16
 def inspect(
     path: Path, *, against: Path | None, batch_sizes: Sequence[int], threads: int, seed: int = 0
 ) -> str:
-    """Size, memory, latency and operators of the file, beside another's if one is given.
+    """Size, memory and latency of the file in each runtime, beside another's if one is given.
 
     Inputs are drawn from a standard normal distribution, integers are zeros, and dimensions of
     any length other than the first are 1.
@@ -52,22 +53,29 @@ def inspect(
         times(sizes[-1].macs, sizes[0].macs),
         times(memories[-1].peak_mb, memories[0].peak_mb),
     ]
+    servings = [Serving(runtime=name) for name in FILE_RUNTIMES if not missing(name, "cpu")]
+    failures: list[str] = []
     timed = latency_table(
         {str(index): file for index, file in enumerate(files)},
         inputs,
+        servings=servings,
         batch_sizes=batch_sizes,
         threads=(threads,),
+        failed=failures.append,
     )
-    for batch_size in batch_sizes:
-        found = [row for row in timed if row.batch_size == batch_size]
-        rows.append([f"latency, batch {batch_size}", *(f"{r.median_ms:.3f} ms" for r in found)])
-        last = found[-1]
-        ratios.append(f"{last.ratio:.2f}x ({last.ratio_low:.2f} to {last.ratio_high:.2f})")
+    for size, serving in itertools.product(batch_sizes, servings):
+        found = [r for r in timed if (r.batch_size, r.runtime) == (size, serving.runtime)]
+        if found:
+            label = f"latency, {serving.runtime}, batch {size}"
+            rows.append([label, *(f"{r.median_ms:.3f} ms" for r in found)])
+            last = found[-1]
+            ratios.append(f"{last.ratio:.2f}x ({last.ratio_low:.2f} to {last.ratio_high:.2f})")
+    notes = "".join(f"\n\n{line}" for line in dict.fromkeys(failures))
     if against is None:
-        return table(rows, ["", path.name])
+        return table(rows, ["", path.name]) + notes
     rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
     headers = ["", str(against), str(path), "ratio"]
-    return f"{table(rows, headers)}\n\n{_outputs(sessions, inputs)}"
+    return f"{table(rows, headers)}\n\n{_outputs(sessions, inputs)}{notes}"
 
 
 def inspect_layers(
