@@ -13,9 +13,10 @@ from torch import nn
 
 from modelzip.core import surgery
 from modelzip.core.graph import captured
+from modelzip.core.running import evaluating, tensors
 from modelzip.errors import ExportError, ModelError, OutputError, SettingError
 from modelzip.export import exporter
-from modelzip.export.arguments import arguments
+from modelzip.export.arguments import arguments, input_names
 from modelzip.export.narrow import narrow
 from modelzip.export.unquantized import keep_unquantized
 from modelzip.quantization import symbolic
@@ -54,7 +55,8 @@ def export_onnx(
         SettingError: an opset that is too low or unknown, parametrizations that were not converted,
             or example inputs that do not fit the model's forward.
         ModelError: a parameter holds NaN.
-        ExportError: the model cannot be exported, or onnxruntime refuses the file.
+        ExportError: the model cannot be exported, onnxruntime refuses the file, or the file does
+            not give the model's outputs on the example inputs.
         OutputError: the file cannot be written.
 
     >>> import tempfile
@@ -75,10 +77,11 @@ def export_onnx(
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     model = surgery.clone(model).eval().requires_grad_(False)
     settings = _Settings(opset=opset, dynamic_batch=dynamic_batch)
-    if not _write_directly(model, example_inputs, path, settings):
+    check = _comparison(model, example_inputs)
+    if not _write_directly(model, example_inputs, path, settings, check):
         proto = _exported(model, example_inputs, settings)
         _pack(proto, model)
-        _write(proto, path)
+        _write(proto, path, check=check)
     return path
 
 
@@ -87,7 +90,13 @@ class _Settings(TypedDict):
     dynamic_batch: bool
 
 
-def _write_directly(model: nn.Module, example_inputs: Any, path: Path, settings: _Settings) -> bool:
+def _write_directly(
+    model: nn.Module,
+    example_inputs: Any,
+    path: Path,
+    settings: _Settings,
+    compare: Callable[[Session], None],
+) -> bool:
     """Whether the file could be written operator by operator, and repeats the model's outputs."""
     # imported here, as onnx is
     from modelzip.export import direct, verify
@@ -97,11 +106,30 @@ def _write_directly(model: nn.Module, example_inputs: Any, path: Path, settings:
     try:
         written = direct.write(model, args, kwargs, **settings)
         _pack(written.proto, model)
-        _write(written.proto, path, check=lambda session: verify.verify(session, written))
+
+        def check(session: Session) -> None:
+            verify.verify(session, written)  # with the traced graph, at two batch sizes
+            compare(session)  # with the model itself, which tracing may have misread
+
+        _write(written.proto, path, check=check)
     except (NoRuleError, ExportError) as error:
         log.debug("%s is left to torch's exporter: %s", path, error)
         return False
     return True
+
+
+def _comparison(model: nn.Module, example_inputs: Any) -> Callable[[Session], None]:
+    """What refuses a file that computes something else than `model` on the example inputs."""
+    from modelzip.export.verify import refuse_other
+
+    def compare(session: Session) -> None:
+        args, kwargs = arguments(model, example_inputs)
+        inputs = dict(zip(input_names(args, kwargs), tensors((args, kwargs)), strict=True))
+        with evaluating(model):
+            expected = list(tensors(model(*args, **kwargs)))
+        refuse_other(session, inputs, expected)
+
+    return compare
 
 
 def _exported(model: nn.Module, example_inputs: Any, settings: _Settings) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modelzip.core import checks, surgery
 from modelzip.core.running import as_batches, call, evaluating, tensors
 from modelzip.core.selection import select
-from modelzip.errors import DataError, ModelError, SettingError, did_you_mean
+from modelzip.errors import ModelError, SettingError, did_you_mean
 from modelzip.numerics.affine import activation_grid, fake_quantize, levels
 from modelzip.quantization.fake import WeightQuantizer
 
@@ -78,8 +78,6 @@ def sensitivity(
     if not widths:
         raise SettingError("bits is empty; give at least one, such as 8")
     inputs = [batch.inputs for batch in as_batches(batches)]
-    if not any(t.numel() for t in tensors(inputs)):
-        raise DataError("the batches hold no samples; give at least one")
     trial = surgery.clone(model)
     chosen = _chosen(trial, layers)
     with evaluating(trial):

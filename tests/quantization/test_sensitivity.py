@@ -101,7 +101,7 @@ def test_wrong_settings_are_refused(settings, error, message):
 def test_data_and_models_that_cannot_be_judged_are_refused():
     with pytest.raises(DataError, match="the calibration data are empty"):
         sensitivity(net(), [])
-    with pytest.raises(DataError, match="the batches hold no samples"):
+    with pytest.raises(DataError, match="calibration batch 0 holds no samples"):
         sensitivity(nn.Sequential(nn.Linear(2, 2)), [torch.zeros(0, 2)], activations=False)
     with pytest.raises(ModelError, match="at least two dimensions"):
         sensitivity(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)), [torch.ones(4, 2)])
