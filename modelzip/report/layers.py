@@ -52,8 +52,7 @@ def conclusion(found: LayerComparison) -> list[str]:
             lines[0] += f", behind {', '.join(first.behind) or 'operators'} without an exact rule"
         lines.append(f"same answer on {share(round(found.agreement * found.n), found.n)} of them")
     if found.uncovered:
-        gaps = "; ".join(map(_gap, found.uncovered))
-        lines.append(f"not covered by the exact rules, and the difference right behind: {gaps}")
+        lines.append(without_rule(found))
     if found.unmatched:
         names = ", ".join(map(layer_name, found.unmatched))
         lines.append(f"not found in the file, so not compared: {names}")
@@ -63,6 +62,12 @@ def conclusion(found: LayerComparison) -> list[str]:
             f"outputs differ by up to {found.observed:.2g}"
         )
     return lines
+
+
+def without_rule(found: LayerComparison) -> str:
+    """The operators that have no exact rule, each kind with the largest difference behind one."""
+    gaps = "; ".join(map(_gap, found.uncovered))
+    return f"not covered by the exact rules, and the difference right behind: {gaps}"
 
 
 def describe(row: LayerMatch) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ from typing import Any
 from torch import nn
 
 from modelzip.data.base import Splits, loader
+from modelzip.errors import ModelzipError
 from modelzip.measure.accuracy import Comparison, Predictions, accuracy, predict
 from modelzip.measure.accuracy import compare as compare_predictions
 from modelzip.measure.latency import LatencyRow, latency_table
+from modelzip.measure.layers import compare_layers
 from modelzip.measure.machine import describe, sha256
 from modelzip.measure.memory import peak_memory
 from modelzip.measure.parity import Parity, ParityRow, parities, parity
 from modelzip.measure.promise import Promise, integer_promise
 from modelzip.measure.size import file_size
+from modelzip.report.layers import without_rule
 from modelzip.report.record import BASELINE, COMPRESSED, Figures
 from modelzip.runtime.inputs import resized
 from modelzip.runtime.session import FILE_RUNTIMES, Serving, load, missing
@@ -113,14 +116,27 @@ def compare(
             failed=failures.append,
         )
     ]
+    same = measure_parity(compressed.module, compressed.path, splits, batch_size=batch_size)
+    promise = integer_promise(compressed.path, describe().isa)
+    if promise is not None and same.identical < 1:
+        promise = replace(promise, text=f"{promise.text}{_exceptions(compressed, example_inputs)}")
     return Findings(
         comparison=compare_predictions(baseline.predictions, compressed.predictions),
-        parity=measure_parity(compressed.module, compressed.path, splits, batch_size=batch_size),
+        parity=same,
         latency=tuple(latency),
         answers=tuple(answers),
         missing=(*absent, *dict.fromkeys(failures)),
-        promise=integer_promise(compressed.path, describe().isa),
+        promise=promise,
     )
+
+
+def _exceptions(model: Deployed, example_inputs: Any) -> str:
+    """The operators of the file that the promise leaves out, with the size of the gap."""
+    try:
+        found = compare_layers(model.module, model.path, [example_inputs])
+    except ModelzipError as error:  # the run has its figures already
+        return f"; its layers could not be compared: {error}"
+    return f"; {without_rule(found)}" if found.uncovered else ""
 
 
 def measure_parity(module: nn.Module, path: Path, splits: Splits, *, batch_size: int) -> Parity:

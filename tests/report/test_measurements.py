@@ -6,8 +6,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from modelzip.core.prepare import prepare
 from modelzip.data.base import Splits
 from modelzip.export.onnx import export_onnx
+from modelzip.passes.int8 import Int8
 from modelzip.report.measurements import compare, deployed, measure_answers, servings
 from modelzip.runtime.session import Serving, missing
 
@@ -133,3 +135,17 @@ def test_cuda_adds_torch_in_both_precisions(model, splits):
     found = {(r.runtime, r.precision) for r in compared(model, splits, devices=["cuda"]).latency}
     assert {("torch", "float32"), ("torch", "float16")} <= found
     assert {("torch.compile", "float32"), ("torch.compile", "float16")} <= found
+
+
+def test_operators_without_an_exact_rule_are_named_with_the_gap(splits, tmp_path):
+    torch.manual_seed(0)
+    inner = (nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 2))
+    layers = (nn.Linear(4, 64), *inner, nn.Softmax(-1))
+    x = torch.randn(64, 4)
+    pass_ = Int8(mode="linear", bias_correction=False)
+    module = prepare(nn.Sequential(*layers).eval(), [pass_], calibration=[x]).convert()
+    path = export_onnx(module, x, tmp_path / "m.onnx")
+    found = compared(deployed(module, path, splits, example_inputs=x, batch_size=16), splits)
+    assert found.parity.identical < 1
+    assert "not covered by the exact rules, and the difference right behind" in found.promise.text
+    assert "LayerNormalization" in found.promise.text
