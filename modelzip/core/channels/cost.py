@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelzip.core import surgery
+from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.resize import LAYERS, Slot, parameter_count, weight_count, widths
-from modelzip.core.running import call
+from modelzip.core.running import call, evaluating
 
 
 def count_macs(model: nn.Module, inputs: Any) -> int:
@@ -21,7 +21,7 @@ def count_macs(model: nn.Module, inputs: Any) -> int:
     >>> count_macs(nn.Linear(3, 5), torch.ones(2, 3))
     30
     """
-    return _measure(model, inputs)[0]
+    return _measure(model, inputs)[0][""]
 
 
 class Cost:
@@ -33,44 +33,55 @@ class Cost:
     >>> cost = Cost(model, torch.ones(1, 2))
     >>> cost.macs({}), cost.params({}), cost.macs({Slot("0", "out"): 1, Slot("1", "in"): 1})
     (12, 17, 9)
+    >>> cost.macs({}, dropped=["1"]), cost.params({}, dropped=["1"])
+    (8, 12)
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self._total, self._macs = _measure(model, inputs)
+        self._macs, self._layers = _measure(model, inputs)
         self._parameters = sum(p.numel() for p in model.parameters())
         self._modules = dict(model.named_modules())
 
-    def macs(self, removed: Mapping[Slot, int]) -> int:
-        """Multiply-accumulates with `removed[slot]` channels fewer on each slot."""
-        total = float(self._total)
-        for name, width in self._widths(removed).items():
-            if name in self._macs:
+    def macs(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
+        """Multiply-accumulates with `removed[slot]` channels fewer, and without `dropped` blocks."""
+        total = float(self._macs[""] - sum(self._macs.get(name, 0) for name in dropped))
+        for name, width in self._widths(removed, dropped).items():
+            if name in self._layers:
                 module = self._modules[name]
                 left = weight_count(module, width) / weight_count(module, widths(module))
-                total -= self._macs[name] * (1 - left)
+                total -= self._layers[name] * (1 - left)
         return round(total)
 
-    def params(self, removed: Mapping[Slot, int]) -> int:
-        """Parameters with `removed[slot]` channels fewer on each slot."""
+    def params(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
+        """Parameters with `removed[slot]` channels fewer, and without `dropped` blocks."""
         total = self._parameters
-        for name, width in self._widths(removed).items():
+        for name in dropped:
+            total -= sum(p.numel() for p in self._modules[name].parameters())
+        for name, width in self._widths(removed, dropped).items():
             module = self._modules[name]
             total += parameter_count(module, width) - parameter_count(module, widths(module))
         return total
 
-    def _widths(self, removed: Mapping[Slot, int]) -> dict[str, dict[str, int]]:
+    def layer_macs(self, name: str) -> int:
+        """Multiply-accumulates of one layer; 0 of one that has none or does not run."""
+        return self._layers.get(name, 0)
+
+    def _widths(
+        self, removed: Mapping[Slot, int], dropped: Sequence[str]
+    ) -> dict[str, dict[str, int]]:
         result: dict[str, dict[str, int]] = {}
         for (name, side), count in removed.items():
+            if any(inside(name, block) for block in dropped):
+                continue
             result.setdefault(name, dict(widths(self._modules[name])))[side] -= count
         return result
 
 
-def _measure(model: nn.Module, inputs: Any) -> tuple[int, dict[str, int]]:
-    """Multiply-accumulates of the whole model, and of each convolution and Linear by name."""
-    model = surgery.clone(model).eval()
+def _measure(model: nn.Module, inputs: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Multiply-accumulates of each module with what is inside it ("" is all), and of each layer."""
     layers: dict[str, int] = {}
 
-    def watch(name: str, module: nn.Module) -> None:
+    def watch(name: str) -> Any:
         def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             side, tensor = "out", output
             if isinstance(module, _ConvTransposeNd):
@@ -79,12 +90,26 @@ def _measure(model: nn.Module, inputs: Any) -> tuple[int, dict[str, int]]:
             each = tensor.numel() * weight_count(module, width) // width[side]
             layers[name] = layers.get(name, 0) + each
 
-        module.register_forward_hook(hook)
+        return hook
 
-    for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
-            watch(name, module)
-    # with gradients on, or attention takes a fast path that is not counted
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        call(model, inputs)
-    return counter.get_total_flops() // 2, layers
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    ]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it is not counted
+    try:
+        with evaluating(model), FlopCounterMode(display=False) as counter:
+            call(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for handle in handles:
+            handle.remove()
+    counts = counter.get_flop_counts()
+    root = f"{type(model).__name__}."
+    found = {
+        "" if name == "Global" else name.removeprefix(root): sum(ops.values()) // 2
+        for name, ops in counts.items()
+    }
+    return {"": 0, **found}, layers
