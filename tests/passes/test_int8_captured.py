@@ -18,9 +18,9 @@ from tests.architectures import CAPTURED, Steps, build
 
 NOTES = {
     "branch": r"Branch.forward branches on values: captured along the path its example inputs "
-    r"take \(x = self.a\(x\) if x.mean\(\) > -1e9 else self.b\(x\) at architectures.py:\d+\)",
+    r"take \(x = self.a\(x\) if x.mean\(\) > -1e9 else self.b\(x\) at branching.py:\d+\)",
     "steps": r"Steps.forward depends on shapes: captured for those of its example inputs \(assert "
-    r"x.shape\[1\] > 1, .* at architectures.py:\d+; for t in range\(x.shape\[1\]\) at .*\)",
+    r"x.shape\[1\] > 1, .* at branching.py:\d+; for t in range\(x.shape\[1\]\) at .*\)",
     "answering": r"Answering.forward branches on values: .*bool\(torch.isnan\(pixels\).any\(\)\)",
     "collected": r"Collected.forward cannot be traced \(.*\): captured by running its example",
 }

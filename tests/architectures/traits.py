@@ -1,9 +1,7 @@
-"""Small models of many shapes, with example inputs: what passes must get right or leave alone."""
+"""Models of one trait each: a residual, a depthwise convolution, a tied weight, and so on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -258,77 +256,6 @@ class TwoInputs(nn.Module):
         return {"logits": self.head(torch.cat([x, y], 1))}
 
 
-class Branch(nn.Module):
-    """One of two layers runs, by the values of the input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a, self.b = conv_bn(3, 16), conv_bn(16, 24), conv_bn(16, 24)
-        self.last, self.head = conv_bn(24, 32), head(32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = self.a(x) if x.mean() > -1e9 else self.b(x)
-        return self.head(self.last(x))
-
-
-class Steps(nn.Module):
-    """A recurrent layer by hand: a Python loop over time, and a mask that may be left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(6 + 16, 16), nn.Linear(16, 5)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        assert x.shape[1] > 1, "one step is no sequence"
-        state = torch.zeros(len(x), 16)
-        for t in range(x.shape[1]):
-            state = F.relu(self.inner(torch.cat([x[:, t], state], 1)))
-            if mask is not None:
-                state = state * mask[:, t : t + 1]
-        return self.head(state)
-
-
-@dataclass
-class Answer(dict[str, Any]):
-    """What a model may return: a dict that is a dataclass too."""
-
-    logits: Tensor
-    loss: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.update({k: v for k, v in vars(self).items() if v is not None})
-
-
-class Answering(nn.Module):
-    """Keywords, a check of values, stacked features, and an output of a class of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.more, self.head = conv_bn(3, 16), conv_bn(16, 16), nn.Linear(16, 5)
-
-    def forward(self, pixels: Tensor, *, labels: Tensor | None = None, **extra: Any) -> Answer:
-        if not isinstance(pixels, Tensor) or bool(torch.isnan(pixels).any()):
-            raise ValueError("pixels must be a tensor without NaN")
-        x = self.more(self.stem(pixels))
-        logits = self.head(sum(row.mean(-1) for row in x.unbind(2)))
-        return Answer(logits, None if labels is None else F.cross_entropy(logits, labels))
-
-
-class Collected(nn.Module):
-    """Any number of images, in a loop, and assignment to a slice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = conv_bn(3, 16), head(16)
-
-    def forward(self, *images: Tensor) -> Tensor:
-        total = torch.zeros(images[0].size(0), 16, *images[0].shape[2:])
-        for image in images:
-            total[:, :, 1:] += self.stem(image)[:, :, 1:]
-        return self.head(total)
-
-
 class Gated(nn.Module):
     """One layer's halves, multiplied: channels i and i + 16 go together."""
 
@@ -398,64 +325,3 @@ def parametrized() -> nn.Module:
     )
     parametrizations.weight_norm(model[0])
     return model
-
-
-IMAGE, VECTOR = (2, 3, 8, 8), (2, 6)
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "resnet_a": (lambda: resnet("A"), IMAGE),
-    "resnet_b": (lambda: resnet("B"), IMAGE),
-    "zero_scale": (zero_scale, IMAGE),
-    "depthwise": (depthwise, IMAGE),
-    "dense": (Dense, IMAGE),
-    "squeeze_excite": (SqueezeExcite, IMAGE),
-    "spatial_gate": (SpatialGate, IMAGE),
-    "encoder": (lambda: Encoder("hand"), "tokens"),
-    "encoder_torch": (lambda: Encoder("torch"), "tokens"),
-    "shared": (Shared, IMAGE),
-    "tied": (Tied, VECTOR),
-    "grouped": (grouped, IMAGE),
-    "flatten": (flatten, IMAGE),
-    "transposed": (transposed, IMAGE),
-    "shuffle": (Shuffle, IMAGE),
-    "shuffle_unit": (ShuffleUnit, IMAGE),
-    "lstm": (lambda: Recurrent(nn.LSTM), (2, 4, 6)),
-    "gru": (lambda: Recurrent(nn.GRU), (2, 4, 6)),
-    "two_inputs": (TwoInputs, "two"),
-    "branch": (Branch, IMAGE),
-    "gated": (Gated, VECTOR),
-    "channel_mean": (ChannelMean, IMAGE),
-    "scaled": (Scaled, IMAGE),
-    "unregistered": (Unregistered, IMAGE),
-    "group_norm": (group_norm, IMAGE),
-    "parametrized": (parametrized, VECTOR),
-}
-
-CAPTURED: dict[str, tuple[Callable[[], nn.Module], Any]] = {  # what fx cannot trace symbolically
-    "branch": MODELS["branch"],
-    "steps": (Steps, (2, 4, 6)),
-    "answering": (Answering, "pixels"),
-    "collected": (Collected, "images"),
-}
-
-
-def build(name: str, *, seed: int = 0) -> tuple[nn.Module, Any]:
-    """A seeded model in eval mode, its BatchNorm statistics as if trained, and example inputs."""
-    make, shape = (MODELS | CAPTURED)[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make().eval()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d) and name != "zero_scale":
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0.0, 0.2)
-        if shape == "tokens":
-            return model, torch.randint(0, 50, (2, 6))
-        if shape == "pixels":
-            return model, {"pixels": torch.randn(IMAGE)}
-        if shape == "images":
-            return model, (torch.randn(IMAGE), torch.randn(IMAGE))
-        if shape == "two":
-            return model, {"image": torch.randn(IMAGE), "vector": torch.randn(VECTOR)}
-        return model, torch.randn(shape)
