@@ -38,6 +38,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for gradients inside; each as it was again afterwards.
+
+    PyTorch's counter of operations fails on views of parameters that do, with gradients off.
+    """
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 def tensors(inputs: Any) -> Iterator[Tensor]:
     """Every tensor in a tensor, or in nested tuples, lists, dicts and dataclasses of them."""
     if isinstance(inputs, Tensor):

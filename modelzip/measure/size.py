@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelzip.core.running import call, evaluating
+from modelzip.core.running import call, evaluating, frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def module_size(module: nn.Module, example_inputs: Any) -> ModuleSize:
     ModuleSize(parameters=10, nonzero=..., macs=8)
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(module), counter:
+    with evaluating(module), frozen(module), counter:
         call(module, example_inputs)
     parameters = list(module.parameters())
     return ModuleSize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modelzip.core.running import as_batches, call, evaluating, tensors
+from modelzip.core.running import as_batches, call, evaluating, frozen, tensors
 from modelzip.errors import DataError
 
 
@@ -36,6 +36,15 @@ def test_evaluating_gives_each_module_its_mode_back() -> None:
         nn.Linear(2, 2)(torch.ones(1, 3))
     assert [m.training for m in model.modules()] == [True, False, True]
     assert torch.is_grad_enabled()
+
+
+def test_frozen_gives_each_parameter_its_own_wish_back() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), frozen(model):
+        assert not any(p.requires_grad for p in model.parameters())
+        model(torch.ones(1, 3))
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
 
 
 def test_tensors_are_found_at_any_depth() -> None:

@@ -263,3 +263,18 @@ def test_a_module_counts_zeros_and_shared_parameters_once() -> None:
     other.weight = one.weight
     size = module_size(nn.Sequential(one, other), torch.ones(1, 3))
     assert (size.parameters, size.nonzero, size.macs) == (9, 6, 18)
+
+
+class Queried(nn.Module):
+    """A layer inside reads a view of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.fc = nn.Parameter(torch.ones(3, 4)), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc(self.queries.expand(len(x), -1, -1))
+
+
+def test_a_view_of_a_parameter_is_counted() -> None:
+    assert module_size(Queried(), torch.ones(2, 3, 2)).macs == 2 * 3 * 4 * 2
