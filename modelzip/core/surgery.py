@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
@@ -17,14 +18,17 @@ P = TypeVar("P", bound=nn.Module)
 _OURS = "_attached_by_modelzip"  # tells our parametrizations from a user's
 
 
-def clone(model: nn.Module) -> nn.Module:
+def clone(model: nn.Module, *, share: bool = False) -> nn.Module:
     """A deep copy of `model`; ModelError where it cannot be copied.
+
+    With `share`, the copy has the same parameters and buffers, and takes no memory for them.
 
     >>> clone(nn.Linear(2, 2)) is not None
     True
     """
+    shared = itertools.chain(model.parameters(), model.buffers()) if share else ()
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     except Exception as error:  # any class of the user's may fail here in its own way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({error}); detach computed tensors from it, "
@@ -47,10 +51,15 @@ def attach(module: nn.Module, parametrization: nn.Module, *, tensor: str = "weig
 
 def attached(module: nn.Module, kind: type[P], *, tensor: str = "weight") -> P | None:
     """The parametrization of class `kind` on `module.<tensor>`, or None."""
-    if not parametrize.is_parametrized(module, tensor):
-        return None
-    found = [p for p in _chain(module, tensor) if isinstance(p, kind)]
+    found = every_attached(module, kind, tensor=tensor)
     return found[0] if found else None
+
+
+def every_attached(module: nn.Module, kind: type[P], *, tensor: str = "weight") -> list[P]:
+    """The parametrizations of class `kind` on `module.<tensor>`, in the order they work in."""
+    if not parametrize.is_parametrized(module, tensor):
+        return []
+    return [p for p in _chain(module, tensor) if isinstance(p, kind)]
 
 
 def all_attached(model: nn.Module, kind: type[P]) -> Iterator[tuple[str, nn.Module, P]]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from modelzip.core import checks, surgery
-from modelzip.core.running import as_batches, call, evaluating, tensors
+from modelzip.core.answers import Tally, log_probabilities
+from modelzip.core.running import as_batches, call, evaluating
 from modelzip.core.selection import select
 from modelzip.errors import ModelError, SettingError, did_you_mean
 from modelzip.numerics.affine import activation_grid, fake_quantize, levels
 from modelzip.quantization.fake import WeightQuantizer
 
-TEMPERATURE = 3.0  # softens the outputs, so that more than the largest of them counts
 _INPUT_BITS = 8
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -91,16 +91,17 @@ def sensitivity(
         for name, layer in chosen.items():
             for width in widths if name in ranges else ():
                 limits = ranges[name] if activations else None
+                tally = Tally()
                 with _rounded(layer, bits=width, limits=limits):
-                    outputs = [_logits(call(trial, batch)) for batch in inputs]
-                kl, agreement = _compare(reference, outputs)
+                    for original, batch in zip(reference, inputs, strict=True):
+                        tally.add(original, log_probabilities(call(trial, batch)))
                 rows.append(
                     Sensitivity(
                         layer=name,
                         bits=width,
                         parameters=surgery.original_tensor(layer).numel(),
-                        kl=kl,
-                        agreement=agreement,
+                        kl=tally.kl,
+                        agreement=tally.agreement,
                     )
                 )
     return rows
@@ -132,7 +133,7 @@ def _observe(
 
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
-        reference = [_logits(call(model, batch)) for batch in inputs]
+        reference = [log_probabilities(call(model, batch)) for batch in inputs]
     finally:
         for handle in handles:
             handle.remove()
@@ -163,22 +164,3 @@ def _rounded(layer: nn.Module, *, bits: int, limits: tuple[float, float] | None)
         stored.copy_(kept)
         if handle is not None:
             handle.remove()
-
-
-def _logits(outputs: Any) -> Tensor:
-    """The log-probabilities that the first output of a model stands for, softened."""
-    first = next(tensors(outputs), None)
-    if first is None or first.dim() < 2:
-        raise ModelError("the model's first output must be a tensor of at least two dimensions")
-    if not bool(torch.isfinite(first).all()):
-        raise ModelError("the model's output is NaN or infinite on the calibration data")
-    return torch.log_softmax(first.double() / TEMPERATURE, dim=-1).flatten(0, -2)
-
-
-def _compare(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[float, float]:
-    total, same, count = 0.0, 0, 0
-    for p, q in zip(reference, outputs, strict=True):
-        total += float((p.exp() * (p - q)).sum())
-        same += int((p.argmax(dim=-1) == q.argmax(dim=-1)).sum())
-        count += len(p)
-    return max(0.0, total / count), same / count
