@@ -17,24 +17,43 @@ def magnitude_mask(weight: Tensor, sparsity: float, *, held: Tensor | None = Non
     >>> magnitude_mask(torch.tensor([1., -3., 2.]), 1 / 3).tolist()
     [False, True, True]
     """
-    order = torch.argsort(_scores(weight, held).flatten(), stable=True)
-    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-    mask[order[: round(sparsity * weight.numel())]] = False
-    return mask.reshape(weight.shape)
+    return score_mask(weight.detach().abs(), sparsity, held=held)
+
+
+def score_mask(scores: Tensor, sparsity: float, *, held: Tensor | None = None) -> Tensor:
+    """Bool mask shaped like `scores`: False at the `sparsity` fraction of lowest scores.
+
+    Scores may be negative. Counts, ties and `held` are as in `magnitude_mask`.
+
+    >>> score_mask(torch.tensor([1., -3., 2.]), 1 / 3).tolist()
+    [True, False, True]
+    """
+    order = torch.argsort(_held_last(scores, held).flatten(), stable=True)
+    mask = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[order[: round(sparsity * scores.numel())]] = False
+    return mask.reshape(scores.shape)
 
 
 def nm_mask(
-    weight: Tensor, *, keep: int, group: int, dim: int = 1, held: Tensor | None = None
+    weight: Tensor,
+    *,
+    keep: int,
+    group: int,
+    dim: int = 1,
+    held: Tensor | None = None,
+    signed: bool = False,
 ) -> Tensor:
     """Bool mask shaped like `weight`: True at the `keep` largest |w| of each `group` along `dim`.
 
-    The size of `dim` must be a multiple of `group`. Ties and `held` are as in `magnitude_mask`.
+    With `signed` it is the `keep` largest w. The size of `dim` must be a multiple of `group`. Ties
+    and `held` are as in `magnitude_mask`.
     Mishra et al. 2021, https://arxiv.org/abs/2104.08378.
 
     >>> nm_mask(torch.tensor([[1., 4., -3., 2.]]), keep=2, group=4).tolist()
     [[False, True, True, False]]
     """
-    scores = _scores(weight, held).movedim(dim, -1)
+    values = weight.detach() if signed else weight.detach().abs()
+    scores = _held_last(values, held).movedim(dim, -1)
     groups = scores.reshape(*scores.shape[:-1], -1, group)
     order = torch.argsort(groups, dim=-1, stable=True)
     mask = torch.ones_like(groups, dtype=torch.bool)
@@ -59,6 +78,17 @@ def block_norms(weight: Tensor, *, rows: int, columns: int) -> Tensor:
     return norms
 
 
+def block_sums(scores: Tensor, *, rows: int, columns: int) -> Tensor:
+    """Sum of each block, shaped as `block_norms`.
+
+    >>> block_sums(torch.tensor([[3., 1.], [-4., 0.]]), rows=2, columns=1).tolist()
+    [[-1.0, 1.0]]
+    """
+    outputs, inputs, *kernel = scores.shape
+    blocks = scores.reshape(outputs // rows, rows, inputs // columns, columns, *kernel)
+    return blocks.sum(dim=(1, 3))
+
+
 def expand_blocks(mask: Tensor, *, rows: int, columns: int) -> Tensor:
     """The mask over weights that a mask over their blocks stands for.
 
@@ -68,6 +98,5 @@ def expand_blocks(mask: Tensor, *, rows: int, columns: int) -> Tensor:
     return mask.repeat_interleave(rows, dim=0).repeat_interleave(columns, dim=1)
 
 
-def _scores(weight: Tensor, held: Tensor | None) -> Tensor:
-    scores = weight.detach().abs()
-    return scores if held is None else scores.masked_fill(~held, -1.0)
+def _held_last(scores: Tensor, held: Tensor | None) -> Tensor:
+    return scores if held is None else scores.masked_fill(~held, -torch.inf)

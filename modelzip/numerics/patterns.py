@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelzip.errors import SettingError
-from modelzip.numerics.masks import block_norms, expand_blocks, magnitude_mask, nm_mask
+from modelzip.numerics.masks import block_norms, block_sums, expand_blocks, nm_mask, score_mask
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,38 @@ class Pattern:
         return f"{outputs} outputs are not a multiple of {self.rows}" if outputs % self.rows else ""
 
     def masks(
-        self, weights: Sequence[Tensor], held: Sequence[Tensor], sparsity: float
+        self,
+        weights: Sequence[Tensor],
+        held: Sequence[Tensor],
+        sparsity: float,
+        *,
+        signed: bool = False,
     ) -> list[Tensor]:
         """Masks of `weights`, ranked together, within the masks `held` that are there already.
 
         Weights have shape (outputs, inputs, *kernel). Exactly round(sparsity * blocks) blocks
-        become zero; of an N:M pattern, floor(sparsity * M) weights of each M.
+        become zero; of an N:M pattern, floor(sparsity * M) weights of each M. What ranks lowest
+        goes: by magnitude, a block by its L2 norm; or if `signed` by value, a block by its sum.
         """
         present = [torch.where(h, w.detach(), 0.0) for w, h in zip(weights, held, strict=True)]
         if self.keep is not None:
             keep = self.columns - int(sparsity * self.columns + 1e-9)
             return [
-                nm_mask(w, keep=keep, group=self.columns, held=h) & h
+                nm_mask(w, keep=keep, group=self.columns, held=h, signed=signed) & h
                 for w, h in zip(present, held, strict=True)
             ]
         grain = {"rows": self.rows, "columns": self.columns}
-        norms = [block_norms(w, **grain) for w in present]
+        ranks = [(block_sums if signed else block_norms)(w, **grain) for w in present]
         alive = [block_norms(h.float(), **grain) > 0 for h in held]
-        flat = magnitude_mask(
-            torch.cat([n.flatten() for n in norms]),
+        flat = score_mask(
+            torch.cat([r.flatten() for r in ranks]),
             sparsity,
             held=torch.cat([a.flatten() for a in alive]),
         )
-        parts = torch.split(flat, [n.numel() for n in norms])
+        parts = torch.split(flat, [r.numel() for r in ranks])
         return [
-            expand_blocks(part.reshape(n.shape), **grain) & h
-            for part, n, h in zip(parts, norms, held, strict=True)
+            expand_blocks(part.reshape(r.shape), **grain) & h
+            for part, r, h in zip(parts, ranks, held, strict=True)
         ]
 
 

@@ -9,34 +9,16 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from modelzip.core import checks, surgery
-from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
-from modelzip.core.selection import select
+from modelzip.core import checks, masking, surgery
+from modelzip.core.base import Context, Need, Pass, PassReport, Stage
+from modelzip.core.masking import WeightMask, held
 from modelzip.errors import ModelError, SettingError
-from modelzip.numerics.patterns import parse
-from modelzip.numerics.schedules import cubic_sparsity
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CUBIC_ALONE = {"begin": 0.0, "end": 0.75, "every": 10}
 
 
-class Mask(nn.Module):
-    """A parametrization that holds pruned weights at zero, and their gradients with them."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, owner: MagnitudePrune, training_steps: int | None) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-        self.claim(owner, training_steps)
-
-    def claim(self, owner: MagnitudePrune, training_steps: int | None) -> None:
-        """Let `owner` set this mask from now on."""
-        self.owner = owner
-        self.training_steps = training_steps
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return torch.where(self.mask, weight, 0.0)  # zero times NaN would be NaN
+class Mask(WeightMask):
+    """The mask of magnitude_prune."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +53,7 @@ class MagnitudePrune(Pass):
     name: ClassVar[str] = "magnitude_prune"
     stage: ClassVar[Stage] = Stage.WEIGHT
     needs: ClassVar[Need] = Need.NOTHING
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        *_TRANSPOSED,
-        nn.Linear,
-    )
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = masking.KINDS
 
     sparsity: float | None = None
     scope: str = "global"
@@ -91,12 +67,11 @@ class MagnitudePrune(Pass):
         super().__post_init__()
         checks.choice("scope", self.scope, ("global", "layer"))
         checks.choice("schedule", self.schedule, ("oneshot", "cubic"))
-        self._set("sparsity", self._checked_sparsity())
-        self._set("begin", checks.fraction("begin", self.begin))
-        self._set("end", checks.fraction("end", self.end, zero=False, one=True))
+        self._set("sparsity", masking.checked_sparsity(self.sparsity, self.pattern))
+        begin, end = masking.checked_span(self.begin, self.end)
+        self._set("begin", begin)
+        self._set("end", end)
         checks.integer("every", self.every, low=1)
-        if self.begin >= self.end:
-            raise SettingError(f"begin must be below end, got {self.begin:g} and {self.end:g}")
         if self.schedule == "oneshot":
             for name, default in _CUBIC_ALONE.items():
                 if getattr(self, name) != default:
@@ -110,27 +85,22 @@ class MagnitudePrune(Pass):
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         if self.schedule == "cubic":
             checks.integer("training_steps", context.training_steps, low=1)
-        layers, protected = self._layers(model)
+        layers, protected = masking.find_layers(self, model, self.pattern)
         final = self._masks(layers, cast(float, self.sparsity))
-        if all(torch.equal(final[name], _mask_of(layer)) for name, layer in layers.items()):
+        if all(torch.equal(final[name], held(layer)) for name, layer in layers.items()):
             count = sum(surgery.original_tensor(layer).numel() for layer in layers.values())
             raise ModelError(
                 f"sparsity={self.sparsity:g} removes none of the {count} weights of "
                 f"{', '.join(layers) or 'the model'} beyond those already pruned; raise it"
             )
-        dead = [name for name, mask in final.items() if not mask.any()]
-        if dead:
-            where = ", ".join(dead) or "the model"
-            raise ModelError(
-                f"sparsity={self.sparsity:g} would remove every weight of {where}; lower it, "
-                "set scope='layer', or skip the layer"
-            )
+        masking.refuse_dead(final, cast(float, self.sparsity))
         context.record["protected"] = protected
         self._attach(layers, context, final if self.schedule == "oneshot" else {})
         return model
 
     def restore(self, model: nn.Module, context: Context) -> nn.Module:
-        self._attach(self._layers(model)[0], context, {})
+        layers, _ = masking.find_layers(self, model, self.pattern)
+        self._attach(layers, context, {})
         return model
 
     def step(self, model: nn.Module, step: int) -> None:
@@ -138,10 +108,11 @@ class MagnitudePrune(Pass):
         if self.schedule == "oneshot" or not owned:
             return
         first, last = self._span(owned)
-        due = first <= step < last and (step - first) % self.every == 0
-        if not due and step != last:
+        goal = masking.sparsity_due(
+            step, first=first, last=last, every=self.every, final=cast(float, self.sparsity)
+        )
+        if goal is None:
             return
-        goal = cubic_sparsity(step, first=first, last=last, final=cast(float, self.sparsity))
         layers = {name: module for name, (module, _) in owned.items()}
         for name, mask in self._masks(layers, goal).items():
             owned[name][1].mask.copy_(mask)
@@ -154,7 +125,7 @@ class MagnitudePrune(Pass):
         rows = []
         for name, (module, _) in self._owned(model).items():
             surgery.bake(module, Mask)
-            rows.append(_row(name, module))
+            rows.append(masking.row(name, module))
         return PassReport(
             name=self.name,
             settings=self.settings(),
@@ -162,50 +133,11 @@ class MagnitudePrune(Pass):
             protected=context.record["protected"],
         )
 
-    def _checked_sparsity(self) -> float:
-        implied = parse(self.pattern).sparsity
-        if implied is None:
-            if self.sparsity is None:
-                raise SettingError("sparsity is missing; give a fraction such as 0.8")
-            return checks.fraction("sparsity", self.sparsity, zero=False)
-        if self.sparsity is not None:
-            given = checks.fraction("sparsity", self.sparsity, zero=False)
-            if abs(given - implied) > 1e-6:
-                raise SettingError(
-                    f"pattern {self.pattern!r} has a sparsity of {implied:g} by itself, got "
-                    f"{given:g}; leave sparsity out"
-                )
-        return implied
-
-    def _layers(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-        """The layers to prune, and why others that were selected are not."""
-        selected = select(model, kinds=self.kinds, targets=self.targets, skip=self.skip)
-        surgery.refuse_tied(model, selected, pass_name=self.name)
-        surgery.refuse_computed(selected, pass_name=self.name)
-        pattern = parse(self.pattern)
-        protected = {
-            name: reason
-            for name, module in selected.items()
-            if (reason := pattern.misfit(*_sizes_in_group(module)))
-        }
-        layers = {name: module for name, module in selected.items() if name not in protected}
-        if not layers:
-            reasons = "; ".join(
-                f"{name or 'the model'}: {reason}" for name, reason in protected.items()
-            )
-            raise ModelError(f"pattern {self.pattern!r} fits none of the layers: {reasons}")
-        for name, module in layers.items():
-            if not bool(torch.isfinite(surgery.original_tensor(module)).all()):
-                raise ModelError(
-                    f"{name or 'model'}.weight holds NaN or infinity, which cannot be ranked"
-                )
-        return layers, protected
-
     def _attach(
         self, layers: Mapping[str, nn.Module], context: Context, masks: Mapping[str, Tensor]
     ) -> None:
         for name, module in layers.items():
-            mask = masks[name] if name in masks else _mask_of(module)
+            mask = masks[name] if name in masks else held(module)
             found = surgery.attached(module, Mask)
             if found is None:
                 surgery.attach(module, Mask(mask, self, context.training_steps))
@@ -215,19 +147,14 @@ class MagnitudePrune(Pass):
 
     def _masks(self, layers: Mapping[str, nn.Module], sparsity: float) -> dict[str, Tensor]:
         """The mask of each layer at `sparsity`, within those that are there already."""
-        pattern = parse(self.pattern)
-        together = [list(layers)] if self.scope == "global" else [[name] for name in layers]
-        masks: dict[str, Tensor] = {}
-        for names in together:
-            modules = [layers[name] for name in names]
-            ranked = pattern.masks(
-                [_oriented(m, surgery.original_tensor(m)) for m in modules],
-                [_oriented(m, _mask_of(m)) for m in modules],
-                sparsity,
-            )
-            for name, module, mask in zip(names, modules, ranked, strict=True):
-                masks[name] = _oriented(module, mask).contiguous()
-        return masks
+        return masking.rank(
+            layers,
+            {name: surgery.original_tensor(module) for name, module in layers.items()},
+            {name: held(module) for name, module in layers.items()},
+            sparsity,
+            scope=self.scope,
+            pattern=self.pattern,
+        )
 
     def _owned(self, model: nn.Module) -> dict[str, tuple[nn.Module, Mask]]:
         """Layers whose mask is this pass's own, not one that a later pass took over."""
@@ -237,43 +164,4 @@ class MagnitudePrune(Pass):
     def _span(self, masks: Mapping[str, tuple[nn.Module, Mask]]) -> tuple[int, int]:
         """The optimizer steps between which the cubic schedule runs."""
         steps = next(iter(masks.values()))[1].training_steps
-        last = max(1, round(self.end * cast(int, steps)))
-        return min(round(self.begin * cast(int, steps)), last - 1), last
-
-
-def _mask_of(module: nn.Module) -> Tensor:
-    """What is left of the module's weight: its mask, or all of it."""
-    found = surgery.attached(module, Mask)
-    if found is not None:
-        return found.mask
-    return torch.ones_like(surgery.original_tensor(module), dtype=torch.bool)
-
-
-def _oriented(module: nn.Module, weight: Tensor) -> Tensor:
-    """`weight` as (outputs, inputs, *kernel), or back; transposed convolutions swap the two."""
-    return weight.transpose(0, 1) if isinstance(module, _TRANSPOSED) else weight
-
-
-def _sizes_in_group(module: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of one group, as no block may straddle two."""
-    outputs, inputs = _oriented(module, surgery.original_tensor(module)).shape[:2]
-    if isinstance(module, nn.Linear):
-        return outputs, inputs
-    groups = cast(nn.Conv2d, module).groups
-    if isinstance(module, _TRANSPOSED):
-        return outputs, inputs // groups
-    return outputs // groups, inputs
-
-
-def _row(name: str, module: nn.Module) -> LayerReport:
-    weight = surgery.original_tensor(module)
-    count, nonzero = surgery.parameter_counts(module)
-    zeros = weight.numel() - int(torch.count_nonzero(weight))
-    return LayerReport(
-        name=name,
-        kind=type(module).__name__.removeprefix("Parametrized"),
-        parameters_before=count,
-        parameters_after=count,
-        nonzero=nonzero,
-        note=f"{100 * zeros / weight.numel():.1f} % of the weights are zero",
-    )
+        return masking.span(self.begin, self.end, cast(int, steps))

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelzip.numerics.masks import block_norms, expand_blocks, magnitude_mask, nm_mask
+from modelzip.numerics.masks import (
+    block_norms,
+    block_sums,
+    expand_blocks,
+    magnitude_mask,
+    nm_mask,
+    score_mask,
+)
 
 values = st.lists(
     st.floats(-8, 8, width=32) | st.sampled_from([0.0, 1.0, -1.0]), min_size=1, max_size=40
@@ -82,3 +89,22 @@ def test_expand_blocks_repeats_each_entry(a: int, b: int, rows: int, columns: in
     for i in range(a * rows):
         for j in range(b * columns):
             assert whole[i, j].tolist() == mask[i // rows, j // columns].tolist()
+
+
+@given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=40), st.floats(0, 1))
+def test_score_mask_drops_the_lowest_even_below_zero(items: list[float], sparsity: float) -> None:
+    order = sorted(range(len(items)), key=lambda i: items[i])  # stable, as the mask's ties
+    mask = score_mask(torch.tensor(items), sparsity)
+    gone = round(sparsity * len(items))
+    assert [i for i in range(len(items)) if not mask[i]] == sorted(order[:gone])
+
+
+def test_signed_nm_mask_drops_the_most_negative() -> None:
+    scores = torch.tensor([[-5.0, 1.0, -2.0, 3.0]])
+    mask = nm_mask(scores, keep=2, group=4, signed=True)
+    assert mask.tolist() == [[False, True, False, True]]
+
+
+def test_block_sums_are_those_of_each_tap() -> None:
+    scores = torch.tensor([[[1.0, -2.0], [3.0, 4.0]], [[-5.0, 6.0], [7.0, 8.0]]])
+    assert block_sums(scores, rows=2, columns=1).tolist() == [[[-4.0, 4.0], [10.0, 12.0]]]

@@ -77,3 +77,15 @@ def test_masks_stay_within_those_held() -> None:
         (mask,) = parse(text).masks([weight], [held], 0.5)
         assert not bool((mask & ~held).any())
         assert not bool(mask[0, 0])
+
+
+def test_signed_masks_rank_by_value_and_blocks_by_their_sum() -> None:
+    scores = torch.tensor([[-4.0, 3.0, 1.0, 1.0]])
+    held = torch.ones(1, 4, dtype=torch.bool)
+    for text, expected in [
+        ("unstructured", [False, True, False, True]),
+        ("1x2", [False, False, True, True]),
+        ("2:4", [False, True, False, True]),
+    ]:
+        (mask,) = parse(text).masks([scores], [held], 0.5, signed=True)
+        assert mask.tolist() == [expected], text
