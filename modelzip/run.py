@@ -15,6 +15,7 @@ from torch import nn
 
 from modelzip.core import surgery
 from modelzip.core.base import Pass, PassReport
+from modelzip.core.wrapped import refuse_wrapped
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
 from modelzip.export.onnx import export_onnx
@@ -105,6 +106,7 @@ def compress(
             "require": dict(require or {}),
         },
     )
+    refuse_wrapped(model)
     shop = open_workshop(
         data,
         batch_size=batch_size,

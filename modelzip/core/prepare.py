@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modelzip.core import checkpoint, surgery
 from modelzip.core.base import Context, Need, Pass, PassReport
 from modelzip.core.running import as_batches, evaluating
+from modelzip.core.wrapped import refuse_wrapped
 from modelzip.errors import SettingError
 
 
@@ -124,6 +125,7 @@ def prepare(
 
     Raises:
         SettingError: no passes, an illegal order, or a need that is not met.
+        ModelError: `model` is compiled, scripted, exported, or wrapped for several devices.
         SelectionError, ModelError, DataError: from a pass; `model` is untouched.
 
     >>> import modelzip as mz
@@ -134,6 +136,7 @@ def prepare(
     if not passes:
         raise SettingError("passes is empty; give at least one")
     check_order(passes)
+    refuse_wrapped(model)
     batches = None if calibration is None else as_batches(calibration)
 
     def attach_all(target: nn.Module) -> Prepared:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modelzip.core import imports
+from modelzip.core.wrapped import refuse_wrapped
 from modelzip.errors import ModelError, SettingError
 
 _SHOWN = 300  # characters of the keys that do not fit
@@ -33,7 +34,8 @@ def build(
 
     Raises:
         SettingError: no such module, function, argument or file, or the weights do not fit.
-        ModelError: a weight is NaN or infinite; names it.
+        ModelError: a weight is NaN or infinite; names it. Or the model is compiled, scripted,
+            exported, or wrapped for several devices.
 
     >>> type(build("modelzip.zoo:digits_cnn", width=8)).__name__
     'Sequential'
@@ -44,6 +46,7 @@ def build(
     model = imports.call(target, arguments, beside=beside)
     if not isinstance(model, nn.Module):
         raise SettingError(f"{target} returned {type(model).__name__}; it must return a Module")
+    refuse_wrapped(model, source=f"what {target} returned")
     if weights is not None:
         load_weights(model, weights)
     refuse_nan(model)
