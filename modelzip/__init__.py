@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelzip.passes.int8 import Int8
     from modelzip.passes.learn_bits import LearnBits
     from modelzip.passes.magnitude_prune import MagnitudePrune
+    from modelzip.passes.movement_prune import MovementPrune
     from modelzip.passes.prune_channels import PruneChannels
     from modelzip.passes.smooth_quant import SmoothQuant
     from modelzip.passes.weight_only import WeightOnly
@@ -34,6 +35,7 @@ __all__ = [
     "LearnBits",
     "MagnitudePrune",
     "ModelzipError",
+    "MovementPrune",
     "Need",
     "Pass",
     "PassReport",
@@ -59,6 +61,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "LearnBits": "passes.learn_bits",
     "MagnitudePrune": "passes.magnitude_prune",
     "ModelzipError": "errors",
+    "MovementPrune": "passes.movement_prune",
     "Need": "core.base",
     "Pass": "core.base",
     "PassReport": "core.base",

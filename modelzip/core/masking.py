@@ -70,11 +70,12 @@ def checked_span(begin: object, end: object) -> tuple[float, float]:
     return first, last
 
 
-def held(module: nn.Module) -> Tensor:
-    """What the masks on `module.weight` leave of it together: all of it where there are none."""
+def held(module: nn.Module, *, besides: type[WeightMask] | None = None) -> Tensor:
+    """What the masks on `module.weight`, `besides` some, leave of it: all where there are none."""
     left = torch.ones_like(surgery.original_tensor(module), dtype=torch.bool)
     for mask in surgery.every_attached(module, WeightMask):
-        left &= mask.mask
+        if besides is None or not isinstance(mask, besides):
+            left &= mask.mask
     return left
 
 
@@ -135,6 +136,21 @@ def rank(
         for name, mask in zip(names, ranked, strict=True):
             masks[name] = _oriented(layers[name], mask).contiguous()
     return masks
+
+
+def refuse_idle(
+    layers: Mapping[str, nn.Module],
+    masks: Mapping[str, Tensor],
+    within: Mapping[str, Tensor],
+    sparsity: float,
+) -> None:
+    """ModelError if `masks` remove nothing that `within` leaves."""
+    if all(torch.equal(masks[name], within[name]) for name in layers):
+        count = sum(surgery.original_tensor(layer).numel() for layer in layers.values())
+        raise ModelError(
+            f"sparsity={sparsity:g} removes none of the {count} weights of "
+            f"{', '.join(layers) or 'the model'} beyond those already pruned; raise it"
+        )
 
 
 def refuse_dead(masks: Mapping[str, Tensor], sparsity: float) -> None:

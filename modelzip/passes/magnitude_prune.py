@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from modelzip.core import checks, masking, surgery
 from modelzip.core.base import Context, Need, Pass, PassReport, Stage
 from modelzip.core.masking import WeightMask, held
-from modelzip.errors import ModelError, SettingError
+from modelzip.errors import SettingError
 
 _CUBIC_ALONE = {"begin": 0.0, "end": 0.75, "every": 10}
 
@@ -86,14 +85,10 @@ class MagnitudePrune(Pass):
         if self.schedule == "cubic":
             checks.integer("training_steps", context.training_steps, low=1)
         layers, protected = masking.find_layers(self, model, self.pattern)
-        final = self._masks(layers, cast(float, self.sparsity))
-        if all(torch.equal(final[name], held(layer)) for name, layer in layers.items()):
-            count = sum(surgery.original_tensor(layer).numel() for layer in layers.values())
-            raise ModelError(
-                f"sparsity={self.sparsity:g} removes none of the {count} weights of "
-                f"{', '.join(layers) or 'the model'} beyond those already pruned; raise it"
-            )
-        masking.refuse_dead(final, cast(float, self.sparsity))
+        sparsity = cast(float, self.sparsity)
+        final = self._masks(layers, sparsity)
+        masking.refuse_idle(layers, final, {n: held(m) for n, m in layers.items()}, sparsity)
+        masking.refuse_dead(final, sparsity)
         context.record["protected"] = protected
         self._attach(layers, context, final if self.schedule == "oneshot" else {})
         return model

@@ -63,7 +63,7 @@ def test_transposed_convolution_comes_back_in_its_own_layout() -> None:
 
 def test_layer_without_weights_left_is_named() -> None:
     dead = {"a": torch.tensor([True]), "b": torch.tensor([False])}
-    with pytest.raises(ModelError, match="sparsity=0.9 would remove every weight of b; lower it"):
+    with pytest.raises(ModelError, match=r"sparsity=0.9 would remove every weight of b; lower it"):
         masking.refuse_dead(dead, 0.9)
 
 
@@ -82,5 +82,5 @@ def test_span_is_at_least_one_step() -> None:
 
 def test_fractions_of_a_training_must_rise() -> None:
     assert masking.checked_span(0, 1) == (0.0, 1.0)
-    with pytest.raises(SettingError, match="begin must be below end, got 0.5 and 0.5"):
+    with pytest.raises(SettingError, match=r"begin must be below end, got 0.5 and 0.5"):
         masking.checked_span(0.5, 0.5)

@@ -71,6 +71,8 @@ ROWS = [
         mz.MagnitudePrune(sparsity=0.6, schedule="cubic", begin=0.2, end=0.8, every=2),
         training_steps=8,
     ),
+    Row(mz.MovementPrune(sparsity=0.6, every=1), training_steps=4),
+    Row(mz.MovementPrune(pattern="2:4", begin=0, end=1, every=2), training_steps=5),
     Row(mz.PruneChannels(sparsity=0.5)),
     Row(mz.PruneChannels(macs="0.5x", round_to=1, importance="l1", scope="layer")),
     Row(mz.Equalize()),
