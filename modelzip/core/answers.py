@@ -1,4 +1,4 @@
-"""What a model answers, as softened log-probabilities, and how far from them a changed one is."""
+"""What a model answers, and how far from that a changed model's answers are."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from modelzip.errors import ModelError
 TEMPERATURE = 3.0  # softens the outputs, so that more than the largest of them counts
 
 
-def log_probabilities(outputs: Any, targets: Tensor | None = None) -> Tensor:
-    """The log-probabilities that the outputs of a model stand for, softened: (answers, classes).
+def logits(outputs: Any, targets: Tensor | None = None) -> Tensor:
+    """The logits among the outputs of a model, one row for each answer: (answers, classes).
 
-    They are read from the first tensor of floats of two dimensions or more. Classes lie along its
-    last axis, or along its second one where `targets` have all its axes but that. One output alone
-    is the logit of the second of two classes. float64, at a temperature of 3.
+    They are the first tensor of floats of two dimensions or more. Classes lie along its last axis,
+    or along its second one where `targets` have all its axes but that. One output alone is the
+    logit of the second of two classes.
 
     Raises:
         ModelError: there is no such tensor, or one of its values is not finite.
 
-    >>> log_probabilities(torch.tensor([[0.0, 0.0]])).exp().tolist()
-    [[0.5, 0.5]]
+    >>> logits(torch.tensor([[3.0]])).tolist()
+    [[0.0, 3.0]]
     """
     found = (t for t in tensors(outputs) if t.is_floating_point() and t.dim() > 1)
     first = next(found, None)
@@ -38,7 +38,16 @@ def log_probabilities(outputs: Any, targets: Tensor | None = None) -> Tensor:
         first = first.movedim(1, -1)
     if first.shape[-1] == 1:
         first = torch.cat([torch.zeros_like(first), first], dim=-1)
-    return torch.log_softmax(first.double() / TEMPERATURE, dim=-1).flatten(0, -2)
+    return first.flatten(0, -2)
+
+
+def log_probabilities(outputs: Any, targets: Tensor | None = None) -> Tensor:
+    """Log-probabilities of the `logits`, softened at a temperature of 3, in float64.
+
+    >>> log_probabilities(torch.tensor([[0.0, 0.0]])).exp().tolist()
+    [[0.5, 0.5]]
+    """
+    return torch.log_softmax(logits(outputs, targets).double() / TEMPERATURE, dim=-1)
 
 
 @dataclass
