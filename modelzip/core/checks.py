@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from modelzip.errors import SettingError, did_you_mean
 
@@ -77,6 +77,18 @@ def names(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) and i for i in items):
         raise SettingError(f"{name} must be a list of names, got {value!r}")
     return tuple(items)
+
+
+def counts(name: str, value: object, *, low: int) -> dict[str, int]:
+    """A mapping from names to integers of at least `low`, with at least one entry.
+
+    >>> counts("widths", {"conv1": -1}, low=0)
+    Traceback (most recent call last):
+    modelzip.errors.SettingError: widths: conv1 must be an integer of at least 0, got -1
+    """
+    if not isinstance(value, Mapping) or not value or not all(isinstance(k, str) for k in value):
+        raise SettingError(f"{name} must be a mapping from names to numbers, got {value!r}")
+    return {key: integer(f"{name}: {key}", item, low=low) for key, item in value.items()}
 
 
 def ratio(name: str, value: object) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +12,18 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from modelzip.core import checks
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
-from modelzip.core.channels.plan import ChannelPlan, Goal, make_plan
+from modelzip.core.channels.blocks import drop
+from modelzip.core.channels.candidates import Search
+from modelzip.core.channels.choice import search
+from modelzip.core.channels.plan import ChannelPlan, make_plan
 from modelzip.core.channels.resize import LAYERS, from_record, resize, to_record
 from modelzip.core.channels.scores import METHODS
+from modelzip.core.channels.survey import Goal, survey
 from modelzip.core.selection import select
 from modelzip.core.surgery import original_tensor
 from modelzip.errors import SettingError
+
+_GOALS = ("sparsity", "macs", "params", "latency", "widths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +33,21 @@ class PruneChannels(Pass):
     What hangs together is read off Torch-Pruning's dependency graph (Fang et al. 2023,
     https://arxiv.org/abs/2301.12900). Nothing is believed: the pruned model has been run and equals
     the original with the channels masked, or the layers concerned are protected. The model's
-    outputs, tied weights, and channels that a LayerNorm, GroupNorm or attention spans are kept.
+    outputs, tied weights, and channels that a LayerNorm or GroupNorm spans are kept. One of the
+    first five settings says how much goes.
 
     Attributes:
-        sparsity: fraction of the channels of prunable layers to remove, in (0, 1); or instead
-        macs: multiply-accumulates to leave at most, such as "0.5x" of the original's; or
+        sparsity: fraction of the channels of prunable layers to remove, in (0, 1).
+        macs: multiply-accumulates to leave at most, such as "0.5x" of the original's.
         params: parameters to leave at most, such as "0.5x".
+        latency: time to leave at most, such as "0.5x" of the original file's, later passes
+            included. Widths are measured on this machine, in a recipe or by `compress`.
+        widths: channels to leave of each layer by name, 0 for a residual block that goes whole.
+        blocks: whole residual blocks may go too; with latency, or with scope "sensitivity".
         importance: "l1" or "l2" norm of the weights around a channel, "bn_scale", "taylor"
             (needs labelled calibration batches), or "random".
-        scope: rank channels of all layers together ("global") or shrink all layers alike ("layer").
+        scope: rank channels of all layers together ("global"), shrink all layers alike ("layer"),
+            or cut where the answers on the calibration data change least ("sensitivity").
         round_to: widths are left at multiples of this: runtimes compute channels in blocks of 8
             or 16, and odd widths can be slower than the dense model.
         max_sparsity: no layer loses more than this fraction of its channels.
@@ -60,6 +72,9 @@ class PruneChannels(Pass):
     sparsity: float | None = None
     macs: str | None = None
     params: str | None = None
+    latency: str | None = None
+    widths: Mapping[str, int] | None = field(default=None, hash=False)
+    blocks: bool = False
     importance: str = "l1"
     scope: str = "global"
     round_to: int = 8
@@ -67,27 +82,37 @@ class PruneChannels(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [n for n in ("sparsity", "macs", "params") if getattr(self, n) is not None]
+        given = [n for n in _GOALS if getattr(self, n) is not None]
         if len(given) != 1:
             raise SettingError(
-                "prune_channels needs exactly one of sparsity, macs and params, got "
-                f"{' and '.join(given) or 'none'}"
+                f"prune_channels needs exactly one of {', '.join(_GOALS[:-1])} and {_GOALS[-1]}, "
+                f"got {' and '.join(given) or 'none'}"
             )
         if self.sparsity is not None:
             self._set("sparsity", checks.fraction("sparsity", self.sparsity, zero=False))
-        for name in given:
-            if name != "sparsity":
-                checks.ratio(name, getattr(self, name))
+        if self.widths is not None:
+            self._set("widths", checks.counts("widths", self.widths, low=0))
+        for name in {*given} - {"sparsity", "widths"}:
+            checks.ratio(name, getattr(self, name))
         checks.choice("importance", self.importance, METHODS)
-        checks.choice("scope", self.scope, ("global", "layer"))
+        checks.choice("scope", self.scope, ("global", "layer", "sensitivity"))
         checks.integer("round_to", self.round_to, low=1)
         limit = checks.fraction("max_sparsity", self.max_sparsity, zero=False)
         self._set("max_sparsity", limit)
+        checks.flag("blocks", self.blocks)
+        if self.scope == "sensitivity" and given[0] in ("sparsity", "widths"):
+            raise SettingError(f"scope='sensitivity' needs macs, params or latency, got {given[0]}")
+        if self.blocks and self.latency is None and self.scope != "sensitivity":
+            raise SettingError("blocks=True needs latency, or scope='sensitivity'")
 
     @property
     def requires(self) -> Need:
-        """Labelled batches as well for Taylor importance."""
-        return self.needs | Need.CALIBRATION if self.importance == "taylor" else self.needs
+        """Calibration batches as well where something is measured on them."""
+        measured = self.scope == "sensitivity" or self.latency is not None
+        calibration = Need.CALIBRATION if measured else Need.NOTHING
+        if self.importance == "taylor":
+            calibration = Need.CALIBRATION
+        return self.needs | calibration
 
     def plan(self, model: nn.Module, context: Context) -> ChannelPlan:
         """What `prepare` would do; `model` stays as it is.
@@ -95,43 +120,64 @@ class PruneChannels(Pass):
         Raises:
             SelectionError: targets and skip leave no layer.
             ModelError: the model does not run or cannot be followed, or every layer is protected.
-            SettingError: the target cannot be met, or rounding leaves nothing to remove.
-            DataError: importance is "taylor" and a calibration batch has no labels.
+            SettingError: the target cannot be met, or rounding leaves nothing to remove; or it is
+                a latency.
+            DataError: the importance needs labels, and a calibration batch has none.
         """
-        kind = next(n for n in ("sparsity", "macs", "params") if getattr(self, n) is not None)
+        if self.latency is not None:
+            raise SettingError(
+                "latency is met by timing files, which a recipe and modelzip.compress do; here "
+                "give macs, params, sparsity or widths"
+            )
+        return make_plan(model, context.example_inputs, self._goal(), **self._how(model, context))
+
+    def search(self, model: nn.Module, context: Context) -> Search:
+        """What could be cut and what that costs, for settling `latency`."""
+        goal = self._goal()
+        there = survey(model, context.example_inputs, goal, **self._how(model, context))
+        return search(model, goal, there, context.calibration)
+
+    def _goal(self) -> Goal:
+        kind = next(n for n in _GOALS if getattr(self, n) is not None)
         value = getattr(self, kind)
-        goal = Goal(
+        return Goal(
             kind=kind,
-            value=value if kind == "sparsity" else checks.ratio(kind, value),
+            value=checks.ratio(kind, value) if isinstance(value, str) else self.sparsity or 0.0,
+            widths=self.widths or {},
             scope=self.scope,
             round_to=self.round_to,
             max_sparsity=self.max_sparsity,
+            blocks=self.blocks,
         )
-        return make_plan(
-            model,
-            context.example_inputs,
-            goal,
-            chosen=select(model, kinds=self.kinds, targets=self.targets, skip=self.skip),
-            importance=self.importance,
-            calibration=context.calibration,
-            seed=context.seed,
-        )
+
+    def _how(self, model: nn.Module, context: Context) -> dict[str, Any]:
+        return {
+            "chosen": select(model, kinds=self.kinds, targets=self.targets, skip=self.skip),
+            "importance": self.importance,
+            "calibration": context.calibration,
+            "seed": context.seed,
+        }
 
     def prepare(self, model: nn.Module, context: Context) -> nn.Module:
         """Narrow `model` in place, once the plan has been tried on copies; see `plan`."""
         plan = self.plan(model, context)
         context.record.update(
             layers=to_record(model, plan.kept),
+            dropped={name: _parameters(model.get_submodule(name)) for name in plan.dropped},
             protected=dict(plan.protected),
             macs=list(plan.macs),
             params=list(plan.params),
         )
+        drop(model, plan.dropped)
         resize(model, plan.kept)
         return model
 
     def restore(self, model: nn.Module, context: Context) -> nn.Module:
         """Narrow a freshly built `model` to the recorded widths."""
-        resize(model, from_record(model, context.record.get("layers")))
+        dropped = context.record.get("dropped", {})
+        drop(model, dropped)
+        if context.record.get("layers") or not dropped:
+            resize(model, from_record(model, context.record.get("layers")))
         return model
 
     def convert(self, model: nn.Module, context: Context) -> PassReport:
@@ -142,12 +188,27 @@ class PruneChannels(Pass):
             for name, entry in context.record["layers"].items()
             if name in modules  # a later pass may have folded a BatchNorm away
         )
+        gone = tuple(
+            LayerReport(
+                name=name,
+                kind="block",
+                parameters_before=count,
+                parameters_after=0,
+                nonzero=0,
+                note="the block is gone",
+            )
+            for name, count in context.record.get("dropped", {}).items()
+        )
         return PassReport(
             name=self.name,
             settings=self.settings(),
-            layers=layers,
+            layers=layers + gone,
             protected=context.record.get("protected", {}),
         )
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _layer_report(name: str, module: nn.Module, entry: Mapping[str, Any]) -> LayerReport:

@@ -30,7 +30,7 @@ from modelzip.recipe.schema import Measure
 from modelzip.report.requirements import Requirement
 from modelzip.report.text import percent
 from modelzip.runtime.inputs import resized
-from modelzip.runtime.session import load
+from modelzip.runtime.session import FILE_RUNTIMES, load
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,12 @@ _BUDGET_S = 2.0  # for timing one file against another at one batch size
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What the deployed model is to do: batch sizes, threads, and accuracy to lose at most.
+    """What the deployed model is to do: runtime, batch sizes, threads, and accuracy to lose at most.
 
     `drop` is in percentage points.
     """
 
+    runtime: str = "onnxruntime"
     batch_sizes: tuple[int, ...] = (1, 32)
     threads: int = 1
     drop: float = 1.0
@@ -55,7 +56,9 @@ class Serving:
     def of(cls, measure: Measure, required: Sequence[Requirement]) -> Serving:
         """What those sections of a recipe say; without a requirement 1 point may be lost."""
         limits = {r.name: r.limit for r in required}
+        files = [name for name in measure.runtimes if name in FILE_RUNTIMES]
         return cls(
+            runtime=files[0] if files else cls.runtime,
             batch_sizes=measure.batch_sizes,
             threads=measure.threads[0],
             drop=limits.get("accuracy_drop", cls.drop),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelzip.core import surgery
+from modelzip.core import registry, surgery
 from modelzip.core.base import Pass, PassReport
 from modelzip.core.prepare import Prepared, load_prepared
 from modelzip.core.running import call, evaluating
@@ -22,9 +22,12 @@ from modelzip.data.base import Splits, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.errors import SettingError
 from modelzip.passes.int8 import Int8
+from modelzip.passes.prune_channels import PruneChannels
+from modelzip.recipe import latency
 from modelzip.recipe.keep_float import Bench, Serving, settle
 from modelzip.recipe.schema import settings, step_name
 from modelzip.report.record import StepRecord, decode, write
+from modelzip.report.widths import LatencyFit
 from modelzip.train.finetune import FineTune, finetune, training_steps
 
 log = logging.getLogger(__name__)
@@ -117,9 +120,11 @@ def carry_out(
         # each step has its own stream of random numbers, so that a resumed run draws the same
         torch.manual_seed(shop.seed + index)
         start = time.perf_counter()
+        fit = None
         if isinstance(step, Pass):
             to_come = _steps_to_come(steps[index:], shop)
-            found = _timed(step, prepared, shop)
+            path = folder / f"step-{index + 1}.settled.json"
+            found, fit = settled(steps[index:], prepared, original, shop, path)
             prepared.add(found, calibration=shop.calibration, training_steps=to_come)
         else:
             teacher = original if step.distill else None
@@ -132,6 +137,7 @@ def carry_out(
                 settings=settings(step),
                 seconds=seconds,
                 accuracy=validation_accuracy(prepared.model, shop),
+                fit=fit,
             )
         )
         log.info("  %.2f %% on validation after %.1f s", 100 * done[-1].accuracy, seconds)
@@ -150,25 +156,63 @@ def validation_accuracy(model: nn.Module, shop: Workshop) -> float:
     return correct / total
 
 
-def _timed(step: Pass, prepared: Prepared, shop: Workshop) -> Pass:
-    """The step with what it leaves to measurement measured."""
-    if not isinstance(step, Int8) or step.keep_float != "auto":
-        return step
-    bench = Bench(
-        step,
-        prepared.convert(),
-        example_inputs=shop.example_inputs,
-        calibration=shop.calibration,
-        serving=shop.serving,
-        seed=shop.seed,
-    )
-    return settle(bench, accuracy=lambda model: validation_accuracy(model, shop))
+def settled(
+    steps: Sequence[Step], prepared: Prepared, original: nn.Module, shop: Workshop, path: Path
+) -> tuple[Pass, LatencyFit | None]:
+    """The first of `steps` with what it leaves to measurement measured, and how that went.
+
+    What was found is kept at `path`, as another measurement may find something else.
+    """
+    step = steps[0]
+    assert isinstance(step, Pass)  # noqa: S101
+    if _untimed(step) is step:
+        return step, None
+    if path.exists():
+        return _read_settled(path)
+    model = prepared.convert()
+    fit = None
+    if isinstance(step, Int8):
+        bench = Bench(
+            step,
+            model,
+            example_inputs=shop.example_inputs,
+            calibration=shop.calibration,
+            serving=shop.serving,
+            seed=shop.seed,
+        )
+        found: Pass = settle(bench, accuracy=lambda model: validation_accuracy(model, shop))
+    elif isinstance(step, PruneChannels):
+        later = latency.Later(
+            passes=[_untimed(s) for s in steps[1:] if isinstance(s, Pass)],
+            example_inputs=shop.example_inputs,
+            calibration=shop.calibration,
+            training_steps=_steps_to_come(steps, shop),
+            serving=shop.serving,
+            seed=shop.seed,
+        )
+        found, fit = latency.settle(step, model, original=original, later=later)
+    entry = {"name": found.name, "settings": settings(found), "fit": fit}
+    write(path, json.dumps(entry, default=dataclasses.asdict))
+    return found, fit
+
+
+def _read_settled(path: Path) -> tuple[Pass, LatencyFit | None]:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        fit = None if entry["fit"] is None else decode(LatencyFit, entry["fit"])
+        return registry.build(entry["name"], entry["settings"]), fit
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise SettingError(f"{path} is damaged ({error}); remove {path.parent}") from error
 
 
 def _untimed(step: Pass) -> Pass:
     """The step as if nothing had to be measured for it."""
     if isinstance(step, Int8) and step.keep_float == "auto":
         return dataclasses.replace(step, keep_float=None)
+    if isinstance(step, PruneChannels) and step.latency is not None:
+        return dataclasses.replace(
+            step, latency=None, blocks=False, scope="layer", sparsity=min(0.5, step.max_sparsity)
+        )
     return step
 
 

@@ -19,6 +19,7 @@ from modelzip.measure.machine import Machine
 from modelzip.measure.memory import Memory
 from modelzip.measure.parity import Parity, ParityRow
 from modelzip.report.requirements import Outcome
+from modelzip.report.widths import LatencyFit
 
 SCHEMA = 2
 FILE = "report.json"
@@ -29,12 +30,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One step of a run. `accuracy` is on the validation slice, a fraction, after the step."""
+    """One step of a run. `accuracy` is on the validation slice, a fraction, after the step.
+
+    `fit` is how a latency target was met.
+    """
 
     name: str
     settings: dict[str, Any]
     seconds: float
     accuracy: float
+    fit: LatencyFit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ class Record:
     layers: tuple[LayerRow, ...]
     protected: dict[str, dict[str, str]]
     requirements: tuple[Outcome, ...]
+    zeros: str = ""
     sensitivity: tuple[SensitivityRow, ...] = ()
     hashes: dict[str, str] = field(default_factory=dict)
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop
 
 from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.resize import LAYERS, Slot, parameter_count, weight_count, widths
@@ -43,7 +44,7 @@ class Cost:
         self._modules = dict(model.named_modules())
 
     def macs(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
-        """Multiply-accumulates with `removed[slot]` channels fewer, and without `dropped` blocks."""
+        """Multiply-accumulates with `removed[slot]` channels fewer, without `dropped` blocks."""
         total = float(self._macs[""] - sum(self._macs.get(name, 0) for name in dropped))
         for name, width in self._widths(removed, dropped).items():
             if name in self._layers:
@@ -53,7 +54,7 @@ class Cost:
         return round(total)
 
     def params(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
-        """Parameters with `removed[slot]` channels fewer, and without `dropped` blocks."""
+        """Parameters with `removed[slot]` channels fewer, without `dropped` blocks."""
         total = self._parameters
         for name in dropped:
             total -= sum(p.numel() for p in self._modules[name].parameters())
@@ -92,24 +93,63 @@ def _measure(model: nn.Module, inputs: Any) -> tuple[dict[str, int], dict[str, i
 
         return hook
 
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-    ]
+    counter = _Products()
+    inner: dict[str, int] = {}
+    started: dict[str, int] = {}
+
+    def enter(name: str) -> Any:
+        def hook(*_: object) -> None:
+            started[name] = counter.total
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(*_: object) -> None:
+            inner[name] = inner.get(name, 0) + counter.total - started[name]
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            handles.append(module.register_forward_hook(watch(name)))
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave(name)))
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it is not counted
     try:
-        with evaluating(model), FlopCounterMode(display=False) as counter:
+        with evaluating(model), counter:
             call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
-    counts = counter.get_flop_counts()
-    root = f"{type(model).__name__}."
-    found = {
-        "" if name == "Global" else name.removeprefix(root): sum(ops.values()) // 2
-        for name, ops in counts.items()
-    }
-    return {"": 0, **found}, layers
+    return {"": counter.total, **inner}, layers
+
+
+# attention on the CPU is not in torch's table
+_FORMULAS = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+}
+
+
+class _Products(TorchDispatchMode):
+    """Counts multiply-accumulates by torch's own formulas.
+
+    `torch.utils.flop_counter.FlopCounterMode` does too, and loads torch's compiler for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        count = _FORMULAS.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **kwargs, out_val=output) // 2
+        return output

@@ -1,0 +1,176 @@
+"""What goes under a goal: chunks of channels, and whole blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from modelzip.core.base import Batch
+from modelzip.core.channels import choose
+from modelzip.core.channels.bundles import Bundle
+from modelzip.core.channels.candidates import Candidate, Group, Search, every
+from modelzip.core.channels.choose import Chunk
+from modelzip.core.channels.resize import Slot
+from modelzip.core.channels.survey import Goal, Survey
+from modelzip.errors import ModelError, SettingError, did_you_mean
+
+_TURNS = 6  # of corrections, as savings do not quite add up
+
+Taken = tuple[Sequence[Chunk], Sequence[str]]  # chunks that go, and blocks that go whole
+
+
+def taker(
+    model: nn.Module, goal: Goal, there: Survey, calibration: Sequence[Batch]
+) -> Callable[[], Taken]:
+    """What goes under `goal`, as often as it is asked after bundles turned out to be broken."""
+    if goal.widths:
+        return lambda: _to_widths(goal, there)
+    if goal.scope != "sensitivity":
+        return lambda: (_in_order(goal, there), ())
+    return lambda: _by_sensitivity(goal, there, search(model, goal, there, calibration))
+
+
+def search(model: nn.Module, goal: Goal, there: Survey, calibration: Sequence[Batch]) -> Search:
+    """Every cut that `goal` allows, tried on the calibration batches."""
+    _refuse_nothing(there.scores or there.blocks, there)
+    return Search(
+        model,
+        there.scores,
+        calibration,
+        round_to=goal.round_to,
+        max_sparsity=goal.max_sparsity,
+        blocks=there.blocks,
+    )
+
+
+def _refuse_nothing(ordered: object, there: Survey) -> None:
+    if not ordered:
+        raise ModelError(f"prune_channels can prune none of the layers: {there.protection}")
+
+
+def _in_order(goal: Goal, there: Survey) -> Sequence[Chunk]:
+    ordered = choose.chunks(
+        there.scores, scope=goal.scope, round_to=goal.round_to, max_sparsity=goal.max_sparsity
+    )
+    _refuse_nothing(ordered, there)
+    if goal.kind == "sparsity":
+        taken = choose.by_sparsity(ordered, goal.value, scope=goal.scope)
+    else:
+        count = there.cost.macs if goal.kind == "macs" else there.cost.params
+        reached = choose.by_cost(ordered, goal.value * count({}), count)
+        if reached is None:
+            raise _unreachable(goal, there, count(choose.counts(ordered)) / count({}))
+        taken = reached
+    if not taken:
+        raise SettingError(
+            f"{goal} removes no channel with round_to={goal.round_to}; ask for more, or lower "
+            "round_to"
+        )
+    return taken
+
+
+def _unreachable(goal: Goal, there: Survey, least: float) -> SettingError:
+    return SettingError(
+        f"{goal} cannot be met: {math.ceil(1000 * least) / 1000:.3f}x is the least with "
+        f"round_to={goal.round_to}, max_sparsity={goal.max_sparsity:g} and these layers "
+        f"protected: {there.protection}"
+    )
+
+
+def _by_sensitivity(goal: Goal, there: Survey, found: Search) -> Taken:
+    """The cheapest cuts; as savings do not quite add up, more or fewer are taken until it fits."""
+    count = there.cost.macs if goal.kind == "macs" else there.cost.params
+    whole = count({})
+
+    def cost(cuts: Sequence[Candidate]) -> int:
+        chunks, dropped = split(cuts)
+        return count(choose.counts(chunks), dropped=dropped)
+
+    alone = {(cut.layer, cut.width): whole - cost([cut]) for cut in every(found.groups)}
+    aim = goal.value * whole
+    needed = whole - aim
+    best: tuple[int, list[Candidate]] | None = None
+    for _ in range(_TURNS):
+        cuts = found.choose(lambda cut: alone[cut.layer, cut.width], needed=needed)
+        if cuts is None:
+            break
+        reached = cost(cuts)
+        if reached <= aim and (best is None or reached > best[0]):
+            best = reached, cuts
+        needed += reached - aim
+    if best is None:
+        raise _unreachable(goal, there, cost(largest(found.groups)) / whole)
+    if not best[1]:
+        raise SettingError(
+            f"{goal} removes no channel with round_to={goal.round_to}; ask for more, or lower "
+            "round_to"
+        )
+    return split(best[1])
+
+
+def largest(groups: Sequence[Group]) -> list[Candidate]:
+    """The largest cut of each group."""
+    return [
+        cut
+        for group in groups
+        for cut in ([group.block] if group.block else [b[-1] for b in group.bundles])
+    ]
+
+
+def split(cuts: Sequence[Candidate]) -> Taken:
+    """The chunks of channels and the whole blocks among `cuts`."""
+    return (
+        [cut.chunk for cut in cuts if cut.chunk is not None],
+        [cut.layer for cut in cuts if cut.chunk is None],
+    )
+
+
+def _to_widths(goal: Goal, there: Survey) -> Taken:
+    """The chunks that leave the widths asked for."""
+    owner = {
+        slot.layer: bundle
+        for bundle in there.scores
+        for slot in bundle.channels
+        if slot.side == "out"
+    }
+    wanted: dict[Bundle, int] = {}
+    dropped = []
+    for name, width in goal.widths.items():
+        if width == 0:
+            if name not in there.blocks:
+                raise SettingError(
+                    f"widths: {name!r} cannot go whole: only residual blocks can, here "
+                    f"{', '.join(there.blocks) or 'none'}{did_you_mean(name, there.blocks)}"
+                )
+            dropped.append(name)
+            continue
+        if name not in owner:
+            reason = there.protection.reasons(set()).get(name)
+            known = ", ".join(owner) or "none"
+            raise SettingError(
+                f"widths: {name!r} {reason}"
+                if reason
+                else f"widths: there is no layer {name!r} to narrow, only {known}"
+            )
+        bundle = owner[name]
+        each = next(len(c[0]) for s, c in bundle.channels.items() if s == Slot(name, "out"))
+        units, rest = divmod(width, each)
+        if rest or not 0 < units <= bundle.units:
+            raise SettingError(
+                f"widths: {name!r} can have a multiple of {each} channels up to "
+                f"{each * bundle.units}, got {width}"
+            )
+        if wanted.setdefault(bundle, units) != units:
+            raise SettingError(
+                f"widths: {name!r} hangs together with {bundle.name!r}, and is given another width"
+            )
+    chunks = [
+        Chunk(b, there.scores[b].argsort(stable=True)[: b.units - units], (0.0, 0.0))
+        for b, units in wanted.items()
+        if units < b.units
+    ]
+    if not chunks and not dropped:
+        raise SettingError("widths removes no channel; give a layer fewer than it has")
+    return chunks, dropped

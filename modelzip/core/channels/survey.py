@@ -1,0 +1,149 @@
+"""What of a model can be pruned, and what stays as it is and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelzip.core.base import Batch
+from modelzip.core.channels import choose
+from modelzip.core.channels.blocks import find_blocks, inside
+from modelzip.core.channels.bundles import Bundle, find_bundles
+from modelzip.core.channels.choose import Chunk
+from modelzip.core.channels.cost import Cost
+from modelzip.core.channels.resize import LAYERS
+from modelzip.core.channels.scores import score
+from modelzip.core.channels.verify import Trial, faults
+from modelzip.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """How much goes: the fraction `value` of channels, all but `value` of "macs" or "params",
+    or to the `widths` given, by layer, with 0 for a block that goes whole.
+    """
+
+    kind: str
+    value: float = 0.0
+    widths: Mapping[str, int] = field(default_factory=dict)
+    scope: str
+    round_to: int
+    max_sparsity: float
+    blocks: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}{'' if self.kind == 'sparsity' else 'x'}"
+
+
+class Protection:
+    """Why layers stay as wide as they are."""
+
+    def __init__(self, chosen: Mapping[str, nn.Module], reasons: Mapping[str, str]) -> None:
+        self._chosen = chosen
+        self._reasons = dict(reasons)
+
+    def add(self, found: Sequence[Bundle], reason: str) -> None:
+        for bundle in found:
+            for slot in bundle.channels:
+                if slot.side == "out" and slot.layer in self._chosen:
+                    self._reasons.setdefault(slot.layer, reason)
+
+    def reasons(self, narrowed: set[str], *, dropped: Sequence[str] = ()) -> dict[str, str]:
+        return {
+            name: self._reasons[name]
+            for name in self._chosen
+            if name in self._reasons and name not in narrowed
+            if not any(inside(name, block) for block in dropped)
+        }
+
+    def __str__(self, limit: int = 4) -> str:
+        items = [f"{name!r} {reason}" for name, reason in self.reasons(set()).items()]
+        more = f"; and {len(items) - limit} more" if len(items) > limit else ""
+        return "; ".join(items[:limit]) + more if items else "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What of a model can be pruned, how its units rank, and what it costs.
+
+    Attributes:
+        scores: of the units of each bundle; higher matters more.
+        blocks: residual blocks that can be left out.
+        cost: multiply-accumulates and parameters at any widths.
+        protection: why other layers stay as they are.
+    """
+
+    scores: dict[Bundle, Tensor]
+    blocks: list[str]
+    cost: Cost
+    protection: Protection
+
+
+def survey(
+    model: nn.Module,
+    inputs: Any,
+    goal: Goal,
+    *,
+    chosen: Mapping[str, nn.Module],
+    importance: str,
+    calibration: Sequence[Batch] = (),
+    seed: int = 0,
+) -> Survey:
+    """The bundles of the layers `chosen` that can shrink without harm; `model` stays as it is.
+
+    Raises:
+        ModelError: the model does not run or cannot be followed.
+        DataError: the importance needs labels, and a calibration batch has none.
+    """
+    found, reasons = find_bundles(model, inputs, chosen=chosen)
+    protection = Protection(chosen, reasons)
+    found = _prunable(model, inputs, goal, found, protection)
+    scores = score(model, found, method=importance, calibration=calibration, seed=seed)
+    protection.add([b for b in found if b not in scores], "has no BatchNorm scale to rank by")
+    blocks = []
+    if goal.blocks or 0 in goal.widths.values():
+        # a block goes only where all layers in it may
+        layers = [n for n, m in model.named_modules() if isinstance(m, LAYERS) and n not in chosen]
+        blocks = [b for b in find_blocks(model, inputs) if not any(inside(n, b) for n in layers)]
+    return Survey(scores=scores, blocks=blocks, cost=Cost(model, inputs), protection=protection)
+
+
+def _prunable(
+    model: nn.Module, inputs: Any, goal: Goal, found: list[Bundle], protection: Protection
+) -> list[Bundle]:
+    """Bundles that may shrink under `goal` and do so without harm; the others are protected."""
+    generator = torch.Generator().manual_seed(0)
+    probes = []
+    for bundle in found:
+        left = choose.sizes(bundle, round_to=goal.round_to, max_sparsity=goal.max_sparsity)
+        if left:  # units at random: every other one would hide a shift by an even number
+            units = torch.randperm(bundle.units, generator=generator)[left[len(left) // 2] :]
+            probes.append(Chunk(bundle, units, (0.0, 0.0)))
+        else:
+            width = bundle.units * bundle.channels_per_unit
+            reason = (
+                f"has nothing to remove of {width} channels with round_to={goal.round_to} and "
+                f"max_sparsity={goal.max_sparsity:g}"
+            )
+            protection.add([bundle], reason)
+    try:
+        trial = Trial(model, inputs, jitter=True)
+    except ModelError:  # values near the trained ones may be outside what an op takes
+        trial = Trial(model, inputs)
+    harmed = broken(trial, probes)
+    for bundle, reason in harmed.items():
+        protection.add([bundle], reason)
+    return [probe.bundle for probe in probes if probe.bundle not in harmed]
+
+
+def broken(trial: Trial, taken: Sequence[Chunk]) -> dict[Bundle, str]:
+    """The bundles that must stay whole for the others' chunks in `taken` to pass the trial."""
+
+    def fault(some: Sequence[Bundle]) -> str | None:
+        return trial.fault(choose.removed([c for c in taken if c.bundle in some]))
+
+    return faults(list(dict.fromkeys(chunk.bundle for chunk in taken)), fault)

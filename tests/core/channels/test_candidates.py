@@ -1,0 +1,142 @@
+"""Choosing cuts: the cheapest that save enough, among all that there are."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from modelzip.core.base import Batch
+from modelzip.core.channels.bundles import Bundle
+from modelzip.core.channels.candidates import (
+    Candidate,
+    Group,
+    Search,
+    cheapest,
+    every,
+    layers_of,
+)
+from modelzip.core.channels.choose import Chunk
+from modelzip.core.channels.resize import Slot
+from modelzip.core.channels.sensitivity import Cut
+
+COSTS = st.floats(0.001, 10)
+SAVINGS = st.floats(0.01, 1)
+
+
+def cut(layer: str, width: int, kl: float) -> Candidate:
+    bundle = Bundle({Slot(layer, "out"): torch.arange(8)[:, None]})
+    chunk = Chunk(bundle, torch.arange(8 - width), (0.0, 0.0)) if width else None
+    return Candidate(layer, width, 8, Cut(kl=kl, agreement=1.0, accuracy=None), chunk)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[Group], dict[int, float]]:
+    groups, saved = [], {}
+    for number in range(draw(st.integers(1, 3))):
+        bundles = [
+            [cut(f"{number}.{k}", width, draw(COSTS)) for width in (6, 4)]
+            for k in range(draw(st.integers(1, 2)))
+        ]
+        block = cut(f"{number}", 0, draw(COSTS)) if draw(st.booleans()) else None
+        groups.append(Group(bundles, block))
+    for one in every(groups):
+        saved[id(one)] = draw(SAVINGS)
+    return groups, saved
+
+
+def choices(group: Group) -> list[tuple[Candidate, ...]]:
+    """All that may be cut of a group, written down another way."""
+    picks = [[None, *bundle] for bundle in group.bundles]
+    found = [tuple(c for c in row if c is not None) for row in itertools.product(*picks)]
+    return [*found, *([(group.block,)] if group.block is not None else [])]
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.floats(0.05, 3))
+def test_no_other_cuts_save_enough_at_less(
+    problem: tuple[list[Group], dict[int, float]], needed: float
+) -> None:
+    groups, saved = problem
+    found = cheapest(groups, lambda c: saved[id(c)], needed=needed)
+    every_way = [
+        list(itertools.chain(*rows)) for rows in itertools.product(*(choices(g) for g in groups))
+    ]
+    # sizes are counted in 65536ths of the budget, so a hair above what is needed is asked for
+    enough = [w for w in every_way if sum(saved[id(c)] for c in w) >= needed + 1e-3]
+    if found is None:
+        assert not enough
+        return
+    assert sum(saved[id(c)] for c in found) >= needed - 1e-9
+    total = sum(c.cost.kl for c in found)
+    assert all(total <= sum(c.cost.kl for c in way) + 1e-6 for way in enough)
+
+
+def test_a_block_and_a_layer_inside_it_are_not_both_cut() -> None:
+    inner, whole = cut("block.conv", 4, 1.0), cut("block", 0, 1.5)
+    found = cheapest([Group([[inner]], whole)], lambda c: 1.0 if c is inner else 1.2, needed=1.1)
+    assert found == [whole]
+
+
+def test_all_together_may_not_be_enough() -> None:
+    assert cheapest([Group([[cut("a", 4, 1.0)]])], lambda c: 1.0, needed=1.5) is None
+    assert cheapest([], lambda c: 1.0, needed=0.5) is None
+
+
+def test_widths_name_layers_and_blocks() -> None:
+    assert layers_of([cut("a", 4, 1.0), cut("block", 0, 1.0)]) == {"a": 4, "block": 0}
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def bundle(name: str, reader: str, width: int) -> Bundle:
+    index = torch.arange(width)[:, None]
+    return Bundle({Slot(name, "out"): index, Slot(reader, "in"): index})
+
+
+@pytest.fixture
+def found() -> list[Group]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), Block(), nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 3))
+    scores = {
+        bundle("1.up", "1.down", 16): torch.rand(16),
+        bundle("2", "4", 40): torch.rand(40),
+    }
+    batches = [Batch(torch.randn(32, 4), None)]
+    return list(Search(model, scores, batches, round_to=4, max_sparsity=0.9, blocks=["1"]).groups)
+
+
+def test_a_blocks_own_bundles_form_a_group_with_it(found: list[Group]) -> None:
+    lone, block = found
+    assert block.block is not None
+    assert block.block.layer == "1"
+    assert block.block.width == 0
+    assert [[c.layer for c in b] for b in block.bundles] == [["1.up"] * 3]
+    assert lone.block is None
+    assert {c.layer for b in lone.bundles for c in b} == {"2"}
+
+
+def test_at_most_six_widths_are_tried_the_first_and_the_last_among_them(
+    found: list[Group],
+) -> None:
+    widths = [c.width for c in found[0].bundles[0]]
+    assert widths[0] == 36
+    assert widths[-1] == 4
+    assert len(widths) == 6
+    assert [c.width for c in found[1].bundles[0]] == [12, 8, 4]
+
+
+def test_cutting_more_costs_more(found: list[Group]) -> None:
+    costs = [c.cost.kl for c in found[0].bundles[0]]
+    assert 0 < costs[0] < costs[-1]
