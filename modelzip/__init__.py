@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modelzip.passes.cast import Cast
     from modelzip.passes.equalize import Equalize
     from modelzip.passes.fake_quantize import FakeQuantize
+    from modelzip.passes.group_sparsity import GroupSparsity
     from modelzip.passes.int8 import Int8
     from modelzip.passes.learn_bits import LearnBits
     from modelzip.passes.magnitude_prune import MagnitudePrune
@@ -31,6 +32,7 @@ __all__ = [
     "Equalize",
     "FakeQuantize",
     "FineTune",
+    "GroupSparsity",
     "Int8",
     "LearnBits",
     "MagnitudePrune",
@@ -57,6 +59,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "Equalize": "passes.equalize",
     "FakeQuantize": "passes.fake_quantize",
     "FineTune": "train.finetune",
+    "GroupSparsity": "passes.group_sparsity",
     "Int8": "passes.int8",
     "LearnBits": "passes.learn_bits",
     "MagnitudePrune": "passes.magnitude_prune",

@@ -75,6 +75,8 @@ ROWS = [
     Row(mz.MovementPrune(pattern="2:4", begin=0, end=1, every=2), training_steps=5),
     Row(mz.PruneChannels(sparsity=0.5)),
     Row(mz.PruneChannels(macs="0.5x", round_to=1, importance="l1", scope="layer")),
+    Row(mz.GroupSparsity(), training_steps=4),
+    Row(mz.GroupSparsity(strength=0.1, contrast=0, growth=0, targets=("0",)), training_steps=4),
     Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
     Row(
