@@ -190,6 +190,7 @@ def _carry_out(
             answers=findings.answers,
             missing=findings.missing,
             promise=findings.promise.text if findings.promise else "",
+            zeros=findings.zeros,
             layers=merge_layers(prepared.reports),
             protected={report.name: dict(report.protected) for report in prepared.reports},
             sensitivity=(

@@ -13,7 +13,9 @@ from modelzip.measure.layer_size import layer_sizes
 from modelzip.measure.memory import peak_memory
 from modelzip.measure.profile import layer_times
 from modelzip.measure.size import file_size
+from modelzip.measure.sparsity import file_zeros
 from modelzip.report.text import count, kilobytes, table, times
+from modelzip.report.zeros import zeros_line
 from modelzip.runtime.inputs import Array, InputSpec
 from modelzip.runtime.session import FILE_RUNTIMES, Serving, Session, load, missing
 
@@ -23,7 +25,7 @@ _SAMPLES = 16
 def inspect(
     path: Path, *, against: Path | None, batch_sizes: Sequence[int], threads: int, seed: int = 0
 ) -> str:
-    """Size, memory and latency of the file in each runtime, beside another's if one is given.
+    """Size, memory, latency and zeros of the file, in each runtime, beside another's if given.
 
     Inputs are drawn from a standard normal distribution, integers are zeros, and dimensions of
     any length other than the first are 1.
@@ -70,7 +72,8 @@ def inspect(
             rows.append([label, *(f"{r.median_ms:.3f} ms" for r in found)])
             last = found[-1]
             ratios.append(f"{last.ratio:.2f}x ({last.ratio_low:.2f} to {last.ratio_high:.2f})")
-    notes = "".join(f"\n\n{line}" for line in dict.fromkeys(failures))
+    said = filter(None, [zeros_line(file_zeros(path)), *dict.fromkeys(failures)])
+    notes = "".join(f"\n\n{line}" for line in said)
     if against is None:
         return table(rows, ["", path.name]) + notes
     rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]

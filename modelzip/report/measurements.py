@@ -21,8 +21,10 @@ from modelzip.measure.memory import peak_memory
 from modelzip.measure.parity import Parity, ParityRow, parities, parity
 from modelzip.measure.promise import Promise, integer_promise
 from modelzip.measure.size import file_size
+from modelzip.measure.sparsity import file_zeros
 from modelzip.report.layers import without_rule
 from modelzip.report.record import BASELINE, COMPRESSED, Figures
+from modelzip.report.zeros import zeros_line
 from modelzip.runtime.inputs import resized
 from modelzip.runtime.session import FILE_RUNTIMES, Serving, load, missing
 from modelzip.runtime.session import precisions as known_precisions
@@ -44,7 +46,10 @@ class Deployed:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The compressed model against the original; `missing` says what could not be measured."""
+    """The compressed model against the original; `missing` says what could not be measured.
+
+    `zeros` says what the zeros of the compressed file are worth, where it has many.
+    """
 
     comparison: Comparison
     parity: Parity
@@ -52,6 +57,7 @@ class Findings:
     answers: tuple[ParityRow, ...]
     missing: tuple[str, ...]
     promise: Promise | None
+    zeros: str = ""
 
 
 def deployed(
@@ -127,6 +133,7 @@ def compare(
         answers=tuple(answers),
         missing=(*absent, *dict.fromkeys(failures)),
         promise=promise,
+        zeros=zeros_line(file_zeros(compressed.path)),
     )
 
 

@@ -122,8 +122,7 @@ def _statistics(record: Record) -> list[str]:
         f"against its module on {_parity(row)}"
         for row in record.answers
     ]
-    if record.promise:
-        lines.append(record.promise)
+    lines += filter(None, [record.promise, record.zeros])
     return lines + [f"not measured: {line}" for line in record.missing]
 
 

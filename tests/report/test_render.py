@@ -24,6 +24,7 @@ def test_answers_and_the_promise_are_said(record):
     ) in text
     assert "\ninteger sums are the module's on x86\n" in text
     assert "\n\n\n" not in terminal(replace(record, promise="", answers=()))
+    assert "\n80 % zero\n" in terminal(replace(record, zeros="80 % zero"))
 
 
 def test_the_fastest_rows_are_marked(record):
