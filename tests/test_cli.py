@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from modelzip import cli
+from modelzip.errors import SettingError
 from modelzip.report.record import read
 
 RECIPE = """
@@ -136,6 +137,22 @@ def test_the_layers_of_a_recipe_are_ranked_by_sensitivity(modelzip):
     header, _, *rows = out.splitlines()
     assert header.split() == ["layer", "bits", "KL", "same", "answer", "of", "size", "of", "time"]
     assert sorted(row.split()[0] for row in rows) == ["0", "11", "3", "6"]
+
+
+def test_the_layers_of_a_recipe_are_ranked_by_what_pruning_them_costs(modelzip, folder):
+    status, out, err = modelzip("sensitivity", "small.yaml", "--prune", "--plot", "cuts.svg")
+    assert status == 0, err
+    header, _, *rows = out.splitlines()
+    assert header.split() == ["layer", "channels", "left", "KL", "same", "answer", "accuracy"]
+    assert len(rows) == 3 * len({row.split()[0] for row in rows})
+    assert (folder / "cuts.svg").read_text().startswith("<?xml")
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_at_once(modelzip):
+    with pytest.raises(SettingError, match="--plot draws what --prune measures; add --prune"):
+        modelzip("sensitivity", "small.yaml", "--plot", "cuts.svg", "--debug")
+    with pytest.raises(SettingError, match="a plot is written as"):
+        modelzip("sensitivity", "small.yaml", "--prune", "--plot", "cuts.pdf", "--debug")
 
 
 def test_a_missed_requirement_is_status_1(modelzip, finished):
