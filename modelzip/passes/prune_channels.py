@@ -17,11 +17,12 @@ from modelzip.core.channels.candidates import Search
 from modelzip.core.channels.choice import search
 from modelzip.core.channels.plan import ChannelPlan, make_plan
 from modelzip.core.channels.resize import LAYERS, from_record, resize, to_record
-from modelzip.core.channels.scores import METHODS
+from modelzip.core.channels.scores import METHODS, NEEDS
 from modelzip.core.channels.survey import Goal, survey
 from modelzip.core.selection import select
 from modelzip.core.surgery import original_tensor
 from modelzip.errors import SettingError
+from modelzip.numerics.normalize import NORMALIZERS
 
 _GOALS = ("sparsity", "macs", "params", "latency", "widths")
 
@@ -44,8 +45,10 @@ class PruneChannels(Pass):
             included. Widths are measured on this machine, in a recipe or by `compress`.
         widths: channels to leave of each layer by name, 0 for a residual block that goes whole.
         blocks: whole residual blocks may go too; with latency, or with scope "sensitivity".
-        importance: "l1" or "l2" norm of the weights around a channel, "bn_scale", "taylor"
-            (needs labelled calibration batches), or "random".
+        importance: of a channel: "l1" or "l2" norm of the weights around it, "geometric_median",
+            "bn_scale", "activation", "taylor", "hessian" or "random"; some need calibration.
+        normalize: how the importance of channels is made comparable between layers: "mean", "max",
+            "sum", "standard", "gaussian", "lamp" or "none".
         scope: rank channels of all layers together ("global"), shrink all layers alike ("layer"),
             or cut where the answers on the calibration data change least ("sensitivity").
         round_to: widths are left at multiples of this: runtimes compute channels in blocks of 8
@@ -76,6 +79,7 @@ class PruneChannels(Pass):
     widths: Mapping[str, int] | None = field(default=None, hash=False)
     blocks: bool = False
     importance: str = "l1"
+    normalize: str = "mean"
     scope: str = "global"
     round_to: int = 8
     max_sparsity: float = 0.9
@@ -95,6 +99,7 @@ class PruneChannels(Pass):
         for name in {*given} - {"sparsity", "widths"}:
             checks.ratio(name, getattr(self, name))
         checks.choice("importance", self.importance, METHODS)
+        checks.choice("normalize", self.normalize, NORMALIZERS)
         checks.choice("scope", self.scope, ("global", "layer", "sensitivity"))
         checks.integer("round_to", self.round_to, low=1)
         limit = checks.fraction("max_sparsity", self.max_sparsity, zero=False)
@@ -108,11 +113,9 @@ class PruneChannels(Pass):
     @property
     def requires(self) -> Need:
         """Calibration batches as well where something is measured on them."""
-        measured = self.scope == "sensitivity" or self.latency is not None
-        calibration = Need.CALIBRATION if measured else Need.NOTHING
-        if self.importance == "taylor":
-            calibration = Need.CALIBRATION
-        return self.needs | calibration
+        tried = self.scope == "sensitivity" or self.latency is not None
+        calibration = tried or NEEDS[self.importance].inputs
+        return self.needs | Need.CALIBRATION if calibration else self.needs
 
     def plan(self, model: nn.Module, context: Context) -> ChannelPlan:
         """What `prepare` would do; `model` stays as it is.
@@ -154,6 +157,7 @@ class PruneChannels(Pass):
         return {
             "chosen": select(model, kinds=self.kinds, targets=self.targets, skip=self.skip),
             "importance": self.importance,
+            "normalize": self.normalize,
             "calibration": context.calibration,
             "seed": context.seed,
         }

@@ -74,12 +74,12 @@ def settle(
         ),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        bench = _Bench(step, model, later=later, folder=Path(scratch), original=original)
-        return _fit(bench, found, target)
+        bench = Bench(step, model, later=later, folder=Path(scratch), original=original)
+        return fit(bench, found, target)
 
 
-class _Bench:
-    """Cuts, deploys and times."""
+class Bench:
+    """Cuts `model`, deploys it as a file in `folder`, and times that beside the original's."""
 
     def __init__(
         self,
@@ -131,7 +131,11 @@ class _Bench:
         return table
 
 
-def _fit(bench: _Bench, found: Search, target: float) -> tuple[PruneChannels, LatencyFit]:
+def fit(bench: Bench, found: Search, target: float) -> tuple[PruneChannels, LatencyFit]:
+    """The cheapest of the cuts `found` with which the file takes `target` of the original's time.
+
+    SettingError where it takes no more without any, or more with all of them.
+    """
     serving = bench.later.serving
     kinds = _alike(bench, found.groups)
     log.info("  timing %d kinds of cuts", len(kinds))
@@ -169,7 +173,7 @@ def _fit(bench: _Bench, found: Search, target: float) -> tuple[PruneChannels, La
             "round_to, or ask for more time"
         )
     measured, cuts = best
-    fit = LatencyFit(
+    how = LatencyFit(
         target=target,
         dense=dense,
         predicted=dense - sum(saved[cut.layer, cut.width] for cut in cuts),
@@ -190,11 +194,11 @@ def _fit(bench: _Bench, found: Search, target: float) -> tuple[PruneChannels, La
             for cut in cuts
         ),
     )
-    log.info("  %s", fit.text)
-    return bench.settled(layers_of(cuts)), fit
+    log.info("  %s", how.text)
+    return bench.settled(layers_of(cuts)), how
 
 
-def _alike(bench: _Bench, groups: Sequence[Group]) -> list[list[Candidate]]:
+def _alike(bench: Bench, groups: Sequence[Group]) -> list[list[Candidate]]:
     """Cuts of layers of the same shapes that run on inputs of the same sizes, together."""
     cost = Cost(bench.model, bench.later.example_inputs)
     there = dict(bench.model.named_modules())

@@ -28,7 +28,6 @@ PROTECTED = {  # layers that must stay as wide as they are, besides the last one
     "encoder": {"attention.q", "attention.k", "attention.v", "attention.o", "down"},
     "encoder_torch": {"attention.out_proj", "down"},
     "tied": {"stem", "a", "b"},
-    "shuffle": {"mix"},
     "shuffle_unit": {"stem.0", "a.0", "b.0"},
     "lstm": {"more"},
     "gru": {"more"},
@@ -402,39 +401,6 @@ def test_refuses_nan_weights() -> None:
         attempt(model, torch.ones(2, 6))
 
 
-def test_a_graph_without_end_protects_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelzip.core.channels.dependency._MOST_STEPS", 3)
-    model, x = build("dense")
-    with pytest.raises(ModelError, match="none of the layers: 'stem' cannot be followed through"):
-        attempt(model, x)
-
-
-class Labelled(nn.Linear):
-    def forward(self, x: Tensor) -> Any:
-        return {"y": super().forward(x)}
-
-
-class LabelledUser(nn.Sequential):
-    def forward(self, x: Tensor) -> Any:
-        return self[1](self[0](x)["y"])
-
-
-def test_a_model_that_cannot_be_followed_is_refused_by_name() -> None:
-    model = LabelledUser(Labelled(6, 16), nn.Linear(16, 5))
-    with pytest.raises(ModelError, match="cannot follow the channels of LabelledUser: 'dict' obj"):
-        attempt(model, torch.ones(2, 6))
-
-
-def test_a_trail_without_end_protects_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelzip.core.channels.trails._MOST_STEPS", 40)
-    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
-    plan = PruneChannels(sparsity=0.5, round_to=1).plan(
-        model, Context(example_inputs=torch.ones(1, 4))
-    )
-    assert plan.channels == {"2": (4, 2)}
-    assert "cannot be followed through the model in bounded time" in plan.protected["0"]
-
-
 class Adapted(nn.Linear):
     """A Linear with a low-rank addition of its own."""
 
@@ -469,7 +435,7 @@ def test_rounding_everything_away_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({}, "needs exactly one of sparsity, macs and params, got none"),
+        ({}, "needs exactly one of sparsity, macs, params, latency and widths, got none"),
         ({"sparsity": 0.5, "macs": "0.5x"}, "got sparsity and macs"),
         ({"sparsity": 80}, r"sparsity must be a fraction in \(0, 1\), got 80; for 80 % write 0.8"),
         ({"macs": 0.5}, "macs must be a ratio to the original such as 0.4x, got 0.5"),

@@ -46,6 +46,7 @@ def make_plan(
     *,
     chosen: Mapping[str, nn.Module],
     importance: str,
+    normalize: str = "mean",
     calibration: Sequence[Batch] = (),
     seed: int = 0,
 ) -> ChannelPlan:
@@ -64,6 +65,7 @@ def make_plan(
         goal,
         chosen=chosen,
         importance=importance,
+        normalize=normalize,
         calibration=calibration,
         seed=seed,
     )

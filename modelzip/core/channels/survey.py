@@ -90,6 +90,7 @@ def survey(
     *,
     chosen: Mapping[str, nn.Module],
     importance: str,
+    normalize: str,
     calibration: Sequence[Batch] = (),
     seed: int = 0,
 ) -> Survey:
@@ -102,7 +103,9 @@ def survey(
     found, reasons = find_bundles(model, inputs, chosen=chosen)
     protection = Protection(chosen, reasons)
     found = _prunable(model, inputs, goal, found, protection)
-    scores = score(model, found, method=importance, calibration=calibration, seed=seed)
+    scores = score(
+        model, found, method=importance, normalize=normalize, calibration=calibration, seed=seed
+    )
     protection.add([b for b in found if b not in scores], "has no BatchNorm scale to rank by")
     blocks = []
     if goal.blocks or 0 in goal.widths.values():
