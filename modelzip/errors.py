@@ -71,3 +71,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none.
+
+    >>> first_line(ValueError("no such file\\ntry another"))
+    'no such file'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -67,6 +67,45 @@ def tensors(inputs: Any) -> Iterator[Tensor]:
     elif is_dataclass(inputs) and not isinstance(inputs, type):
         for item in fields(inputs):
             yield from tensors(getattr(inputs, item.name))
+
+
+def convert(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`inputs` with every tensor in its dicts, tuples and lists changed; lists become tuples.
+
+    >>> convert({"x": [torch.ones(1)]}, torch.neg)
+    {'x': (tensor([-1.]),)}
+    """
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {key: convert(value, change) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(convert(value, change) for value in inputs)
+    return inputs
+
+
+def rows(inputs: Any, count: int) -> Any:
+    """`inputs` cut or repeated to `count` rows: tensors as long as the first one.
+
+    >>> rows((torch.tensor([1, 2]), torch.tensor(3)), 3)
+    (tensor([1, 2, 1]), tensor(3))
+    """
+    first = next((t for t in tensors(inputs) if t.dim()), None)
+    if first is None:
+        return inputs
+    index = torch.arange(count) % len(first) if len(first) else torch.arange(0)
+
+    def cut(tensor: Tensor) -> Tensor:
+        fits = tensor.dim() and len(tensor) == len(first)
+        return tensor[index.to(tensor.device)] if fits else tensor
+
+    return convert(inputs, cut)
+
+
+def forked_rng(model: nn.Module) -> AbstractContextManager[None]:
+    """Random states as they were afterwards, on the CPU and the GPUs that `model` uses."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return torch.random.fork_rng(sorted(devices))  # all GPUs by default, with a warning
 
 
 def as_batches(data: Iterable[Any]) -> tuple[Batch, ...]:

@@ -72,7 +72,6 @@ PROTECTED: dict[str, dict[str, str]] = {
 
 # Architectures whose table above is not reached yet, and what is in the way.
 MISSING = {
-    "audio": "a gate of half the channels by F.glu is not followed",
     "vit_head_dim": "heads of hand-written attention are not pruned",
     "vit_separate": "heads of hand-written attention are not pruned",
     "bert": "heads of hand-written attention are not pruned",

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from modelzip.core import surgery
-from modelzip.core.channels.dependency import first_line
 from modelzip.core.channels.resize import Slot, resize, widths, zero_inputs
-from modelzip.core.running import call, evaluating, tensors
-from modelzip.errors import ModelError
+from modelzip.core.running import call, convert, evaluating, forked_rng, rows, tensors
+from modelzip.errors import ModelError, first_line
 
 Removed = Mapping[Slot, Tensor]
 T = TypeVar("T")
@@ -49,10 +48,10 @@ class Trial:
         self._trains = False
         for double in (True, False):
             self._model = surgery.clone(model).eval()
-            given = _batch(inputs, _ROWS) if double else inputs
+            given = rows(inputs, _ROWS) if double else inputs
             if double:
                 self._model.double()
-                given = _map(given, lambda t: t.double() if t.is_floating_point() else t)
+                given = convert(given, lambda t: t.double() if t.is_floating_point() else t)
             if jitter:
                 given = _jitter(self._model, given)
             try:
@@ -69,7 +68,7 @@ class Trial:
             self._add_cases(given)
 
     def _add_cases(self, given: Any) -> None:
-        other = _batch(given, 1)
+        other = rows(given, 1)
         with contextlib.suppress(Exception):  # the original may have a fixed batch size
             self._cases.append((other, _outputs(self._model, other)))
         self._trains = _trains(self._model, given)
@@ -126,21 +125,15 @@ def _split(
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with evaluating(model), _fork_rng(model):
+    with evaluating(model), forked_rng(model):
         torch.manual_seed(0)  # layers that draw numbers even here draw the same each time
         return list(tensors(call(model, inputs)))
-
-
-def _fork_rng(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Random states as they were afterwards, on the CPU and the GPUs that `model` uses."""
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    return torch.random.fork_rng(sorted(devices))  # all GPUs by default, with a warning
 
 
 def _trains(model: nn.Module, inputs: Any) -> bool:
     trial = surgery.clone(model).train()
     try:
-        with torch.no_grad(), _fork_rng(model):
+        with torch.no_grad(), forked_rng(model):
             call(trial, inputs)
     except Exception:  # the model's own code may raise anything
         return False
@@ -181,28 +174,4 @@ def _jitter(model: nn.Module, inputs: Any) -> Any:
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             tensor.copy_(noisy(tensor, positive=name.endswith("running_var")))
-    return _map(inputs, noisy)
-
-
-def _batch(inputs: Any, rows: int) -> Any:
-    """`inputs` cut or repeated to `rows` rows: tensors as long as the first one."""
-    first = next((t for t in tensors(inputs) if t.dim()), None)
-    if first is None:
-        return inputs
-    index = torch.arange(rows) % len(first) if len(first) else torch.arange(0)
-
-    def cut(tensor: Tensor) -> Tensor:
-        fits = tensor.dim() and len(tensor) == len(first)
-        return tensor[index.to(tensor.device)] if fits else tensor
-
-    return _map(inputs, cut)
-
-
-def _map(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, dict):
-        return {key: _map(value, change) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_map(value, change) for value in inputs)
-    return inputs
+    return convert(inputs, noisy)

@@ -1,0 +1,128 @@
+"""Labels: beside a tensor, the number of the channel that each of its elements carries; 0 for none.
+
+A label is a float64 tensor of the shape of what it describes, so that every op that moves elements
+about moves labels just as well. Along axes where it is constant it is expanded, and takes no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+_Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and offset in a storage
+
+
+def along(numbers: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """`numbers` laid along `axis` of a label of this shape.
+
+    >>> along(torch.tensor([1.0, 2.0]), 0, (2, 3)).tolist()
+    [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
+    """
+    sizes = [1] * len(shape)
+    sizes[axis] = len(numbers)
+    return numbers.view(sizes).expand(tuple(shape))
+
+
+def broadcast(*labels: Tensor) -> list[Tensor]:
+    """`labels` expanded to one shape."""
+    return list(torch.broadcast_tensors(*labels))  # type: ignore[no-untyped-call]
+
+
+def compact(*labels: Tensor) -> list[Tensor]:
+    """`labels` broadcast together, cut to length 1 along the axes where all are expanded."""
+    views = broadcast(*labels)
+    for axis in range(views[0].dim()):
+        if views[0].shape[axis] > 1 and not any(v.stride(axis) for v in views):
+            views = [v.narrow(axis, 0, 1) for v in views]
+    return views
+
+
+def fold(label: Tensor) -> Tensor | None:
+    """`label`, expanded along every axis where it is constant; None if it is zero all over."""
+    (small,) = compact(label)
+    for axis in range(small.dim()):
+        if small.shape[axis] > 1:
+            first = small.narrow(axis, 0, 1)
+            if torch.equal(first, small.narrow(axis, 1, 1)) and bool((small == first).all()):
+                small = first
+    return small.expand(label.shape) if bool(small.any()) else None
+
+
+def varying(label: Tensor) -> list[int]:
+    """The axes along which a label is not constant.
+
+    >>> varying(along(torch.tensor([1.0, 2.0]), 1, (3, 2, 3)))
+    [1]
+    """
+    folded = fold(label)
+    if folded is None:
+        return []
+    return [a for a in range(folded.dim()) if folded.shape[a] > 1 and folded.stride(a)]
+
+
+@dataclass
+class _Record:
+    """Labels of one storage: by place, or, once a part of it was overwritten, of every element."""
+
+    places: dict[_Place, Tensor] = field(default_factory=dict)
+    flat: Tensor | None = None
+
+
+class Labels:
+    """The labels of the tensors alive, found again by where in which storage they lie.
+
+    >>> labels, x = Labels(), torch.zeros(2, 2)
+    >>> labels.set(x, along(torch.tensor([1.0, 2.0]), 1, x.shape))
+    >>> labels.write(x[0], None)
+    >>> labels.get(x).tolist()
+    [[0.0, 0.0], [1.0, 2.0]]
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[StorageWeakRef, _Record] = {}
+
+    def get(self, tensor: Tensor) -> Tensor | None:
+        """The label of `tensor`, or None if it carries no channel."""
+        record = self._records.get(reference(tensor))
+        if record is None:
+            return None
+        if record.flat is not None:
+            return fold(record.flat.as_strided(*_place(tensor)))
+        return record.places.get(_place(tensor))
+
+    def set(self, tensor: Tensor, label: Tensor | None) -> None:
+        """Note the label of a new tensor or view."""
+        if label is not None and (label := fold(label)) is not None:
+            record = self._records.setdefault(reference(tensor), _Record())
+            if record.flat is None:
+                record.places[_place(tensor)] = label
+
+    def write(self, tensor: Tensor, label: Tensor | None) -> None:
+        """Note that `tensor` was overwritten, and with it all that shares its storage."""
+        record = self._records.setdefault(reference(tensor), _Record())
+        place = _place(tensor)
+        size = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
+        if record.flat is None and tensor.numel() == size and record.places.keys() <= {place}:
+            record.places.clear()
+            self.set(tensor, label)
+            return
+        if record.flat is None:
+            record.flat = torch.zeros(size, dtype=torch.float64)
+            for known, old in record.places.items():
+                record.flat.as_strided(*known).copy_(old)
+        record.flat.as_strided(*place).copy_(
+            torch.zeros((), dtype=torch.float64) if label is None else label
+        )
+
+
+def reference(tensor: Tensor) -> StorageWeakRef:
+    """What stands for the storage of `tensor`, and keeps no memory alive."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def _place(tensor: Tensor) -> _Place:
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
