@@ -16,9 +16,11 @@ from modelzip.core.channels.bundles import Bundle
 from modelzip.core.channels.choose import Chunk
 from modelzip.core.channels.resize import zero_inputs
 from modelzip.core.channels.sensitivity import Cut, cut_costs, edit_costs
+from modelzip.core.running import tensors
 from modelzip.numerics.allocation import allocate
 
 _WIDTHS = 6  # tried of each bundle, at most
+_SAMPLES = 256  # are enough to tell cuts apart
 _PARTS = 4  # in which cuts are chosen
 _LEAST = 1e-9  # nats: even a cut that cost nothing on these samples is not made for nothing
 
@@ -61,7 +63,7 @@ class Search:
 
     Layers stand in for each other, so that each may cost little alone and all of them together
     everything. Cuts are therefore chosen in parts, and after each part what the others cost is
-    measured again.
+    measured again, on the first 256 samples of `batches`.
 
     Attributes:
         groups: every cut there is, each tried alone on the model as it is.
@@ -77,7 +79,9 @@ class Search:
         max_sparsity: float,
         blocks: Sequence[str] = (),
     ) -> None:
-        self._model, self._scores, self._batches = model, scores, batches
+        self._model, self._scores = model, scores
+        sizes = itertools.accumulate(len(next(tensors(batch.inputs))) for batch in batches)
+        self._batches = batches[: 1 + sum(total < _SAMPLES for total in sizes)]
         self._blocks = blocks
         self._left = {
             bundle: _spread(choose.sizes(bundle, round_to=round_to, max_sparsity=max_sparsity))
