@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.movement_prune import MovementPrune
     from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.passes.rewind import Rewind
     from modelzip.passes.smooth_quant import SmoothQuant
     from modelzip.passes.weight_only import WeightOnly
     from modelzip.run import compress
@@ -43,6 +44,7 @@ __all__ = [
     "PassReport",
     "Prepared",
     "PruneChannels",
+    "Rewind",
     "SmoothQuant",
     "Stage",
     "WeightOnly",
@@ -70,6 +72,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "PassReport": "core.base",
     "Prepared": "core.prepare",
     "PruneChannels": "passes.prune_channels",
+    "Rewind": "passes.rewind",
     "SmoothQuant": "passes.smooth_quant",
     "Stage": "core.base",
     "WeightOnly": "passes.weight_only",

@@ -44,7 +44,8 @@ class Context:
 
     `example_inputs` is one batch of inputs as `call` takes them, `calibration` a few batches of
     representative data, `training_steps` the number of optimizer steps that will follow.
-    `record` is JSON that `prepare` may leave for `convert` and, through checkpoints, `restore`.
+    `record` is JSON that `prepare` may leave for `convert` and, through checkpoints, `restore`;
+    `earlier` are names and records of the passes attached before, in order, for `prepare` alone.
     """
 
     example_inputs: Any = None
@@ -52,6 +53,7 @@ class Context:
     training_steps: int | None = None
     seed: int = 0
     record: dict[str, Any] = field(default_factory=dict)
+    earlier: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from modelzip.core.base import Pass
 from modelzip.errors import ModelzipError, OutputError, SettingError
 
 FORMAT = 1
-_KEY = "modelzip"
+KEY = "modelzip"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, An
     partial = path.with_name(f".{path.name}.partial")
     try:
         # one entry: safetensors writes several in an order that differs from time to time
-        save_file(tensors, partial, metadata={_KEY: f"{checksum(text)} {text}"})
+        save_file(tensors, partial, metadata={KEY: f"{checksum(text)} {text}"})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -93,9 +93,9 @@ def read_json(path: Path) -> Any:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise SettingError(f"{path} is not a readable safetensors file: {error}") from error
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise SettingError(f"{path} has no modelzip header; load plain weights with safetensors")
-    found, _, text = metadata[_KEY].partition(" ")
+    found, _, text = metadata[KEY].partition(" ")
     if found != checksum(text):  # safetensors checks sizes, and no contents
         raise SettingError(f"{path} has a damaged modelzip header: its checksum is wrong")
     try:

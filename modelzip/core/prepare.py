@@ -55,6 +55,7 @@ class Prepared:
             calibration=() if calibration is None else as_batches(calibration),
             training_steps=training_steps,
             seed=self._seed,
+            earlier=[(a.pass_.name, a.context.record) for a in self.attached],
         )
         check_needs(pass_, context)
         self.model = pass_.prepare(self.model, context)

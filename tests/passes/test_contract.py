@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import modelzip as mz
@@ -62,6 +64,22 @@ class Row:
         return torch.randn(*shape, generator=generator)
 
 
+EARLY = "early.safetensors"  # what `early_weights` writes
+
+
+@pytest.fixture(autouse=True)
+def early_weights(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the current folder, other weights of the model that the test is of."""
+    monkeypatch.chdir(tmp_path)
+    callspec = vars(request.node).get("callspec")
+    for row in callspec.params.values() if callspec else ():
+        if isinstance(row, Row):
+            state = row.make_model().state_dict()
+            save_file({n: t + 0.01 * (t.ndim > 1) for n, t in state.items()}, EARLY)
+
+
 ROWS = [
     Row(mz.MagnitudePrune(sparsity=0.6)),
     Row(mz.MagnitudePrune(sparsity=0.6, scope="layer", targets=("type:Conv2d",))),
@@ -77,6 +95,11 @@ ROWS = [
     Row(mz.PruneChannels(macs="0.5x", round_to=1, importance="l1", scope="layer")),
     Row(mz.GroupSparsity(), training_steps=4),
     Row(mz.GroupSparsity(strength=0.1, contrast=0, growth=0, targets=("0",)), training_steps=4),
+    Row(mz.Rewind(weights=EARLY)),
+    Row(mz.Rewind(weights=EARLY, targets=("type:Linear",)), norm_net),
+    Row(mz.LowRank(energy=0.6, round_to=2)),
+    Row(mz.LowRank(macs="0.6x", round_to=1, whiten=False)),
+    Row(mz.LowRank(ranks={"0": 4, "type:Linear": 2}), norm_net),
     Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
     Row(

@@ -21,7 +21,7 @@ from modelzip.core.channels.resize import Slot, axes, widths
 from modelzip.errors import SettingError
 
 _PRESSURE = "_pressure_by_modelzip"  # not a submodule: a Sequential would run it
-_STEP = "group_sparsity_step"  # a buffer, so that checkpoints have it
+STEP = "group_sparsity_step"  # a buffer, so that checkpoints have it
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ def attach(model: nn.Module, owner: Pass, bundles: Sequence[Bundle], training_st
     """Let `owner` press on `bundles` of `model`, in the place of any pass that does."""
     before = attached(model)
     again = before is not None and before.owner == owner
-    model.register_buffer(_STEP, torch.zeros((), dtype=torch.int64, device=_device(model)))
+    model.register_buffer(STEP, torch.zeros((), dtype=torch.int64, device=_device(model)))
     pressure = Pressure(
         owner=owner,
         bundles=bundles,
@@ -64,12 +64,12 @@ def attached(model: nn.Module) -> Pressure | None:
 def detach(model: nn.Module) -> None:
     """Leave nothing of a pressure on `model`."""
     vars(model).pop(_PRESSURE, None)
-    model._buffers.pop(_STEP, None)
+    model._buffers.pop(STEP, None)
 
 
 def count_step(model: nn.Module, step: int) -> None:
     """Say that optimizer step number `step` is done."""
-    cast(Tensor, model._buffers[_STEP]).fill_(step)
+    cast(Tensor, model._buffers[STEP]).fill_(step)
 
 
 def still_whole(model: nn.Module, pressure: Pressure) -> bool:
@@ -90,7 +90,7 @@ def penalty(model: nn.Module, pressure: Pressure, *, contrast: float, growth: fl
     for bundle in pressure.bundles:
         norms = squared_norms(model, bundle)
         total = total + (weights(norms.detach(), contrast=contrast) * norms).sum()
-    begun = cast(Tensor, model._buffers[_STEP]) + 1
+    begun = cast(Tensor, model._buffers[STEP]) + 1
     grown = (begun / max(1.0, growth * pressure.training_steps)).clamp(max=1.0)
     return 0.5 * grown * total
 
