@@ -33,9 +33,8 @@ def norms(model: nn.Module, *, power: int) -> SlotScores:
         module = model.get_submodule(slot.layer)
         if isinstance(module, _BatchNorm):
             return module.weight.detach().abs().pow(power) if module.affine else None
-        if not isinstance(module, LAYERS):
-            return None
-        return _along(module, slot, module.weight.detach().double().abs().pow(power))
+        filters = _filters(module, slot.side, lambda w: w.detach().double().abs().pow(power))
+        return None if filters is None else filters.sum(1)
 
     return slot_scores
 
@@ -56,14 +55,11 @@ def distances(model: nn.Module) -> SlotScores:
     """The sum of the distances of a channel's filter to the others of its layer."""
 
     def slot_scores(slot: Slot) -> Tensor | None:
+        if slot.side == "in":
+            return None
         module = model.get_submodule(slot.layer)
-        if slot.side == "in" or not isinstance(module, LAYERS):
-            return None
-        along = axes(module)["weight"]
-        if "out" not in along:
-            return None
-        filters = module.weight.detach().double().movedim(along.index("out"), 0).flatten(1)
-        return torch.cdist(filters, filters).sum(1)
+        filters = _filters(module, slot.side, lambda w: w.detach().double())
+        return None if filters is None else torch.cdist(filters, filters).sum(1)
 
     return slot_scores
 
@@ -72,10 +68,9 @@ def first_order(model: nn.Module, batches: Labelled) -> SlotScores:
     """The squared sum of weight times gradient of a batch's mean loss, summed over the batches."""
     model, totals = _differentiable(model), dict[Slot, Tensor]()
     for inputs, targets in batches:
-        for slot, layer, gradient in _gradients(model, inputs, targets):
-            part = _along(layer, slot, (layer.weight.detach() * gradient).double())
-            if part is not None:
-                totals[slot] = totals.get(slot, torch.zeros_like(part)) + part.square()
+        for slot, changes in _changes(model, inputs, targets):
+            part = changes.sum(1).square()
+            totals[slot] = totals.get(slot, torch.zeros_like(part)) + part
     return totals.get
 
 
@@ -84,10 +79,9 @@ def curvature(model: nn.Module, batches: Labelled) -> SlotScores:
     model, totals, count = _differentiable(model), dict[Slot, Tensor](), 0
     for inputs, target in _samples(batches):
         count += 1
-        for slot, layer, gradient in _gradients(model, inputs, target):
-            part = _along(layer, slot, (layer.weight.detach() * gradient).double().square())
-            if part is not None:
-                totals[slot] = totals.get(slot, torch.zeros_like(part)) + part
+        for slot, changes in _changes(model, inputs, target):
+            part = changes.square().sum(1)
+            totals[slot] = totals.get(slot, torch.zeros_like(part)) + part
     return {slot: total / (2 * count) for slot, total in totals.items()}.get
 
 
@@ -114,27 +108,43 @@ def activations(model: nn.Module, inputs: Sequence[Any]) -> SlotScores:
     return totals.get
 
 
-def _along(module: nn.Module, slot: Slot, values: Tensor) -> Tensor | None:
-    """`values`, shaped as the weight, summed over all axes but the slot's own."""
-    along = axes(module)["weight"]
-    if slot.side not in along:
+def _filters(module: nn.Module, side: str, of: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """`of` each weight that makes ("out") or reads ("in") a channel: (channels, weights)."""
+    if isinstance(module, nn.MultiheadAttention):  # made by its projections, read by out_proj
+        if side == "in":
+            return None
+        weights = _projections(module)
+        parts = of(weights[0]).chunk(3) if len(weights) == 1 else [of(w) for w in weights]
+        return torch.cat(list(parts), 1)
+    if not isinstance(module, LAYERS) or side not in (along := axes(module)["weight"]):
         return None
-    return values.movedim(along.index(slot.side), 0).flatten(1).sum(1)
+    return of(module.weight).movedim(along.index(side), 0).flatten(1)
+
+
+def _projections(module: nn.MultiheadAttention) -> list[Tensor]:
+    """The weights that make queries, keys and values: one of all three, or one of each."""
+    if module.in_proj_weight is not None:
+        return [module.in_proj_weight]
+    return [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    if isinstance(module, nn.MultiheadAttention):
+        return _projections(module)
+    return [module.weight] if isinstance(module, LAYERS) else []
 
 
 def _differentiable(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode, whose layers' weights and nothing else take gradients."""
     model = surgery.clone(model).eval().requires_grad_(False)
-    for layer in model.modules():
-        if isinstance(layer, LAYERS):
-            layer.weight.requires_grad_(True)
+    for module in model.modules():
+        for weight in _weights(module):
+            weight.requires_grad_(True)
     return model
 
 
-def _gradients(
-    model: nn.Module, inputs: Any, targets: Tensor
-) -> Iterator[tuple[Slot, Any, Tensor]]:
-    """Each slot of the layers that `inputs` reach, its layer, and the gradient of its weight."""
+def _changes(model: nn.Module, inputs: Any, targets: Tensor) -> Iterator[tuple[Slot, Tensor]]:
+    """Weight times gradient of the mean loss, as `_filters`, for each slot that `inputs` reach."""
     model.zero_grad()
     with torch.enable_grad():
         found = logits(call(model, inputs), targets)
@@ -146,10 +156,18 @@ def _gradients(
                 "importance that needs no labels, such as l1"
             )
         F.cross_entropy(found, labels).backward()  # type: ignore[no-untyped-call]
-    for name, layer in model.named_modules():
-        if isinstance(layer, LAYERS) and layer.weight.grad is not None:
+    for name, module in model.named_modules():
+        weights = _weights(module)
+        if any(weight.grad is not None for weight in weights):
             for side in ("out", "in"):
-                yield Slot(name, side), layer, layer.weight.grad
+                changes = _filters(module, side, _times_gradient)
+                if changes is not None:
+                    yield Slot(name, side), changes
+
+
+def _times_gradient(weight: Tensor) -> Tensor:
+    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    return (weight.detach() * gradient).double()
 
 
 def _samples(batches: Labelled) -> Iterator[tuple[Any, Tensor]]:

@@ -163,6 +163,44 @@ def test_units_of_several_channels_are_summed() -> None:
     torch.testing.assert_close(found, expected.double())
 
 
+@pytest.mark.parametrize("size", [None, 6])
+@pytest.mark.parametrize("method", ["l1", "taylor", "hessian", "geometric_median"])
+def test_heads_are_scored_by_the_projections_that_make_them(method: str, size: int | None) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, kdim=size, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.head(self.attention(x, y, y)[0].mean(1))
+
+    torch.manual_seed(0)
+    model = Attending().eval()
+    attention = model.attention
+    x, y = torch.randn(1, 5, 4), torch.randn(1, 5, size or 4)
+    if size is not None:
+        attention.v_proj_weight = nn.Parameter(torch.randn(4, size))
+    target = torch.tensor([1])
+    nn.functional.cross_entropy(model(x, y), target).backward()
+    names = (
+        ["in_proj_weight"] if size is None else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    )
+    weights = [getattr(attention, name) for name in names]
+    rows = torch.cat([part.detach() for w in weights for part in w.split(4)], 1)
+    changes = torch.cat([part for w in weights for part in (w.detach() * w.grad).split(4)], 1)
+    expected = {
+        "l1": rows.abs().sum(1),
+        "taylor": changes.sum(1).square(),
+        "hessian": changes.square().sum(1) / 2,
+        "geometric_median": torch.stack([(rows - row).norm(dim=1).sum() for row in rows]),
+    }[method]
+    bundle = Bundle({Slot("attention", "out"): torch.arange(4).view(2, 2)})
+    batch = Batch((x, y), target)
+    found = score(model, [bundle], method=method, normalize="none", calibration=[batch])[bundle]
+    torch.testing.assert_close(found, expected.double().view(2, 2).sum(1), rtol=1e-4, atol=1e-9)
+
+
 def test_random_scores_follow_the_seed() -> None:
     model, (bundle,) = model_and_bundle()
     first, again, other = (
