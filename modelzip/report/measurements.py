@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelzip.data.base import Splits, loader
-from modelzip.errors import ModelzipError
+from modelzip.errors import ExportError, ModelzipError
 from modelzip.measure.accuracy import Comparison, Predictions, accuracy, predict
 from modelzip.measure.accuracy import compare as compare_predictions
 from modelzip.measure.latency import LatencyRow, latency_table
@@ -20,11 +21,12 @@ from modelzip.measure.machine import describe, sha256
 from modelzip.measure.memory import peak_memory
 from modelzip.measure.parity import Parity, ParityRow, parities, parity
 from modelzip.measure.promise import Promise, integer_promise
+from modelzip.measure.semi_structured import time_semi_structured
 from modelzip.measure.size import file_size
 from modelzip.measure.sparsity import file_zeros
 from modelzip.report.layers import without_rule
 from modelzip.report.record import BASELINE, COMPRESSED, Figures
-from modelzip.report.zeros import zeros_line
+from modelzip.report.zeros import kernels_line, zeros_line
 from modelzip.runtime.inputs import resized
 from modelzip.runtime.session import FILE_RUNTIMES, Serving, load, missing
 from modelzip.runtime.session import precisions as known_precisions
@@ -123,6 +125,13 @@ def compare(
         )
     ]
     same = measure_parity(compressed.module, compressed.path, splits, batch_size=batch_size)
+    zeros = _zeros(
+        compressed,
+        example_inputs,
+        devices=devices,
+        batch_size=max(batch_sizes),
+        failed=failures.append,
+    )
     promise = integer_promise(compressed.path, describe().isa)
     if promise is not None and same.identical < 1:
         promise = replace(promise, text=f"{promise.text}{_exceptions(compressed, example_inputs)}")
@@ -133,8 +142,28 @@ def compare(
         answers=tuple(answers),
         missing=(*absent, *dict.fromkeys(failures)),
         promise=promise,
-        zeros=zeros_line(file_zeros(compressed.path)),
+        zeros=zeros,
     )
+
+
+def _zeros(
+    model: Deployed,
+    example_inputs: Any,
+    *,
+    devices: Sequence[str],
+    batch_size: int,
+    failed: Callable[[str], object],
+) -> str:
+    """What the zeros of the file are worth; on CUDA, where there is one, timed."""
+    lines = [zeros_line(file_zeros(model.path))]
+    if "cuda" in devices and torch.cuda.is_available():
+        try:
+            timed = time_semi_structured(model.module, resized(example_inputs, batch_size))
+        except ExportError as error:
+            failed(str(error))
+        else:
+            lines += [kernels_line(timed)] if timed is not None else []
+    return "; ".join(filter(None, lines))
 
 
 def _exceptions(model: Deployed, example_inputs: Any) -> str:

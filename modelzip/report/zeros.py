@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from modelzip.measure.semi_structured import SparseTime
 from modelzip.measure.sparsity import WeightZeros, holding
 
 _WORTH_SAYING = 0.3  # of the weights; fewer are zero in any file of few bits
@@ -26,3 +27,13 @@ def zeros_line(rows: Sequence[WeightZeros]) -> str:
         return ""
     held = ", ".join(patterns) or "they hold no N:M or block pattern"
     return f"{100 * zeros / elements:.1f} % of the weights in the file are zero: {held}; {_WORTH}"
+
+
+def kernels_line(found: SparseTime) -> str:
+    """What 2:4 kernels made of the module's time on a GPU."""
+    latency, layers = found.latency, f"{found.layers} Linear layer{'s' * (found.layers != 1)}"
+    return (
+        f"on {found.device} in float16, torch's 2:4 kernels for {layers} take "
+        f"{latency.ratio:.2f}x ({latency.ratio_low:.2f} to {latency.ratio_high:.2f}) the time of "
+        "dense ones"
+    )

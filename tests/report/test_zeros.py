@@ -2,9 +2,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from modelzip.measure.rounds import Latency
+from modelzip.measure.semi_structured import SparseTime
 from modelzip.measure.sparsity import WeightZeros
 from modelzip.report.inspection import inspect
-from modelzip.report.zeros import zeros_line
+from modelzip.report.zeros import kernels_line, zeros_line
 
 
 def row(zeros, *patterns):
@@ -30,6 +32,25 @@ def test_scattered_zeros_are_said_to_save_no_time():
 def test_few_zeros_are_not_worth_a_line():
     assert zeros_line([row(29)]) == ""
     assert zeros_line([]) == ""
+
+
+def test_kernels_are_said_with_the_gpu_and_the_interval():
+    latency = Latency(
+        median_ms=1.0,
+        p95_ms=1.1,
+        ratio=0.834,
+        ratio_low=0.8,
+        ratio_high=0.9,
+        rounds=40,
+        repeats=1,
+    )
+    assert kernels_line(SparseTime(layers=1, device="a GPU", latency=latency)) == (
+        "on a GPU in float16, torch's 2:4 kernels for 1 Linear layer take 0.83x (0.80 to 0.90) "
+        "the time of dense ones"
+    )
+    assert "for 2 Linear layers take" in kernels_line(
+        SparseTime(layers=2, device="a GPU", latency=latency)
+    )
 
 
 def test_a_file_is_measured_with_its_zeros(tmp_path):
