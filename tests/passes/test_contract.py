@@ -97,9 +97,6 @@ ROWS = [
     Row(mz.GroupSparsity(strength=0.1, contrast=0, growth=0, targets=("0",)), training_steps=4),
     Row(mz.Rewind(weights=EARLY)),
     Row(mz.Rewind(weights=EARLY, targets=("type:Linear",)), norm_net),
-    Row(mz.LowRank(energy=0.6, round_to=2)),
-    Row(mz.LowRank(macs="0.6x", round_to=1, whiten=False)),
-    Row(mz.LowRank(ranks={"0": 4, "type:Linear": 2}), norm_net),
     Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
     Row(
