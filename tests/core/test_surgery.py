@@ -140,3 +140,13 @@ def test_foreign_parametrizations_survive_a_copy() -> None:
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)))
     x = torch.ones(1, 2)
     assert torch.equal(surgery.clone(model)(x), model(x))
+
+
+def test_a_sharing_clone_has_the_same_tensors_in_modules_of_its_own() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    model[0].bias = model[1].bias  # tied
+    copied = surgery.clone(model, share=True)
+    tensors, originals = ({**m.state_dict(keep_vars=True)} for m in (copied, model))
+    assert all(tensors[name] is originals[name] for name in originals)
+    copied[1] = nn.Identity()
+    assert isinstance(model[1], nn.BatchNorm2d)
