@@ -27,8 +27,20 @@ def clone(model: nn.Module, *, share: bool = False) -> nn.Module:
     True
     """
     shared = itertools.chain(model.parameters(), model.buffers()) if share else ()
+    return clone_with(model, {id(tensor): tensor for tensor in shared})
+
+
+def clone_with(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
+    """A deep copy of `model` with `tensors[id(t)]` itself wherever the model holds `t`.
+
+    ModelError where the model cannot be copied.
+
+    >>> layer, bias = nn.Linear(1, 1), nn.Parameter(torch.ones(1))
+    >>> clone_with(layer, {id(layer.bias): bias}).bias is bias
+    True
+    """
     try:
-        copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+        copied = copy.deepcopy(model, dict(tensors))
     except Exception as error:  # any class of the user's may fail here in its own way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({error}); detach computed tensors from it, "
@@ -134,7 +146,7 @@ def replace(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` where the submodule `name` stands, under each of its aliases."""
     old = model.get_submodule(name)
     for parent in list(model.modules()):
-        for child_name, child in list(parent.named_children()):
+        for child_name, child in list(parent._modules.items()):  # named_children skips repeats
             if child is old:
                 setattr(parent, child_name, new)
 

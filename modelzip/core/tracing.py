@@ -28,7 +28,7 @@ class Tracer(fx.Tracer):
         self.arguments = arguments
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if super().is_leaf_module(m, module_qualified_name):
+        if super().is_leaf_module(m, module_qualified_name) or isinstance(m, nn.MultiheadAttention):
             return True
         return not list(m.children()) and isinstance(
             m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding, nn.LayerNorm)

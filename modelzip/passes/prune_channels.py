@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -12,11 +12,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from modelzip.core import checks
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
+from modelzip.core.channels.attributes import attributes_from_record, attributes_to_record
 from modelzip.core.channels.blocks import drop
 from modelzip.core.channels.candidates import Search
 from modelzip.core.channels.choice import search
 from modelzip.core.channels.plan import ChannelPlan, make_plan
-from modelzip.core.channels.resize import LAYERS, from_record, resize, to_record
+from modelzip.core.channels.resize import PRUNABLE, from_record, resize, to_record
 from modelzip.core.channels.scores import METHODS, NEEDS
 from modelzip.core.channels.survey import Goal, survey
 from modelzip.core.selection import select
@@ -70,7 +71,7 @@ class PruneChannels(Pass):
     name: ClassVar[str] = "prune_channels"
     stage: ClassVar[Stage] = Stage.STRUCTURE
     needs: ClassVar[Need] = Need.EXAMPLE_INPUTS
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = LAYERS
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = PRUNABLE
 
     sparsity: float | None = None
     macs: str | None = None
@@ -167,13 +168,14 @@ class PruneChannels(Pass):
         plan = self.plan(model, context)
         context.record.update(
             layers=to_record(model, plan.kept),
+            attributes=attributes_to_record(model, plan.attributes),
             dropped={name: _parameters(model.get_submodule(name)) for name in plan.dropped},
             protected=dict(plan.protected),
             macs=list(plan.macs),
             params=list(plan.params),
         )
         drop(model, plan.dropped)
-        resize(model, plan.kept)
+        resize(model, plan.kept, plan.attributes)
         return model
 
     def restore(self, model: nn.Module, context: Context) -> nn.Module:
@@ -181,7 +183,8 @@ class PruneChannels(Pass):
         dropped = context.record.get("dropped", {})
         drop(model, dropped)
         if context.record.get("layers") or not dropped:
-            resize(model, from_record(model, context.record.get("layers")))
+            attributes = attributes_from_record(model, context.record.get("attributes", {}))
+            resize(model, from_record(model, context.record.get("layers")), attributes)
         return model
 
     def convert(self, model: nn.Module, context: Context) -> PassReport:
@@ -235,5 +238,5 @@ def _layer_report(name: str, module: nn.Module, entry: Mapping[str, Any]) -> Lay
 
 
 def _parameter_names(module: nn.Module) -> list[str]:
-    names = ("weight", "bias")
-    return [n for n in names if module._parameters.get(n) is not None or is_parametrized(module, n)]
+    computed = list(cast(nn.ModuleDict, module.parametrizations)) if is_parametrized(module) else []
+    return [n for n, p in module._parameters.items() if p is not None] + computed

@@ -62,7 +62,7 @@ PROTECTED: dict[str, dict[str, str]] = {
         **{"encoder.layers.*.self_attn.out_proj": "", "head": OUTPUT},
     },
     "cross_attention": {
-        **dict.fromkeys(("project", "mlp.fc2"), NORM),
+        **{"project": "MultiheadAttention", "mlp.fc2": NORM},
         **{"cross.out_proj": "", "classes": OUTPUT, "places": OUTPUT},
     },
     "language_model": dict.fromkeys(("out", "mlp.fc2", "head"), "are tied"),
@@ -71,14 +71,7 @@ PROTECTED: dict[str, dict[str, str]] = {
 }
 
 # Architectures whose table above is not reached yet, and what is in the way.
-MISSING = {
-    "vit_head_dim": "heads of hand-written attention are not pruned",
-    "vit_separate": "heads of hand-written attention are not pruned",
-    "bert": "heads of hand-written attention are not pruned",
-    "language_model": "heads of hand-written attention are not pruned",
-    "torch_encoder": "heads of nn.MultiheadAttention are not pruned",
-    "cross_attention": "heads of nn.MultiheadAttention are not pruned",
-}
+MISSING: dict[str, str] = {}
 
 
 @functools.cache

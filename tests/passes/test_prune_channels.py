@@ -25,7 +25,7 @@ from tests.architectures import MODELS, Block, Tied, build, head, resnet
 PROTECTED = {  # layers that must stay as wide as they are, besides the last ones
     "resnet_a": {"0.0", "1.conv2", "2.conv2"},
     "zero_scale": {"0.0", "1.conv2", "2.conv2"},
-    "encoder": {"attention.q", "attention.k", "attention.v", "attention.o", "down"},
+    "encoder": {"attention.o", "down"},
     "encoder_torch": {"attention.out_proj", "down"},
     "tied": {"stem", "a", "b"},
     "shuffle_unit": {"stem.0", "a.0", "b.0"},
@@ -73,7 +73,11 @@ def mask_removed_inputs(model: nn.Module, record: dict[str, Any]) -> None:
 
     for name, entry in record["layers"].items():
         module = model.get_submodule(name)
-        if "in" in entry:
+        if "in" in entry and name.endswith("out_proj"):  # attention reads its weight
+            mask = torch.zeros(module.in_features)
+            mask[entry["in"]["kept"]] = 1
+            module.weight.data *= mask
+        elif "in" in entry:
             axis = -1 if isinstance(module, nn.Linear) else 1
             module.register_forward_pre_hook(masking(entry["in"]["kept"], axis))
 

@@ -9,7 +9,7 @@ units compete. Nothing here is trusted: `verify` runs what comes of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from modelzip.core import surgery
+from modelzip.core.channels.attention import attention_channels
 from modelzip.core.channels.layers import Layers
 from modelzip.core.channels.resize import LAYERS, Slot, axes, widths
 from modelzip.core.channels.ties import Ties, Units
@@ -34,11 +35,13 @@ class Bundle:
 
     The first slot is the output of the layer that gives the bundle its name. `owners` are the
     modules whose own forward splits these channels into axes or joins them, as attention does
-    with heads: sizes written there may depend on how many units there are.
+    with heads: sizes written there may depend on how many units there are. `counts` has those of
+    their integer attributes, by module and name, that do, and how many each unit counts for.
     """
 
     channels: Mapping[Slot, Tensor]
     owners: frozenset[str] = frozenset()
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,6 +85,8 @@ def find_bundles(
     found = list(_bundles(seen.layers, units))
     reasons = _reasons(seen.layers, units)
     found = _away_from_unreached(found, reasons, seen.layers)
+    heads, whole = attention_channels(model, [n for n in chosen if n in seen.layers.reached])
+    found, reasons = found + [Bundle(channels) for channels in heads], reasons | whole
     covered = {slot.layer for b in found for slot in b.channels if slot.side == "out"}
     return found, {n: reasons.get(n, _IDLE) for n in chosen if n not in covered}
 

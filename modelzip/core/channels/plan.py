@@ -11,9 +11,11 @@ from torch import nn
 from modelzip.core import surgery
 from modelzip.core.base import Batch
 from modelzip.core.channels import choose
+from modelzip.core.channels.attributes import Attributes
 from modelzip.core.channels.blocks import drop, inside
 from modelzip.core.channels.choice import taker
-from modelzip.core.channels.resize import LAYERS, Slot
+from modelzip.core.channels.counts import attributes_after
+from modelzip.core.channels.resize import PRUNABLE, Slot
 from modelzip.core.channels.survey import Goal, broken, survey
 from modelzip.core.channels.verify import Trial, kept_channels
 
@@ -24,14 +26,17 @@ class ChannelPlan:
 
     Attributes:
         kept: the channels that stay on each side of each layer touched.
+        attributes: what integer attributes of modules become with them, such as a number of heads.
         dropped: residual blocks that go whole.
-        channels: output channels before and after, of each convolution and Linear to be narrowed.
+        channels: output channels before and after, of each layer to be narrowed; those of all
+            heads of attention.
         macs: multiply-accumulates before and after, for one call on the example inputs.
         params: parameters before and after.
         protected: layers that were chosen and stay as wide as they are, and why.
     """
 
     kept: Mapping[Slot, list[int]]
+    attributes: Attributes
     dropped: tuple[str, ...]
     channels: Mapping[str, tuple[int, int]]
     macs: tuple[int, int]
@@ -87,11 +92,16 @@ def make_plan(
     cost = there.cost
     return ChannelPlan(
         kept=kept,
+        attributes={
+            name: values
+            for name, values in attributes_after(taken).items()
+            if not any(name == block or inside(name, block) for block in dropped)
+        },
         dropped=tuple(dropped),
         channels={
             slot.layer: (len(index) + counts[slot], len(index))
             for slot, index in kept.items()
-            if slot.side == "out" and isinstance(model.get_submodule(slot.layer), LAYERS)
+            if slot.side == "out" and isinstance(model.get_submodule(slot.layer), PRUNABLE)
         },
         macs=(cost.macs({}), cost.macs(counts, dropped=dropped)),
         params=(cost.params({}), cost.params(counts, dropped=dropped)),

@@ -1,112 +1,45 @@
-"""Layers whose channels can be removed, and removing them.
-
-A slot is one side of a layer: the channels it takes "in" or gives "out". A layer that only passes
-channels on, such as BatchNorm, has the slot "out" alone.
-"""
+"""Cutting layers to the channels that stay, and the record that lets it be done again."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.conv import _ConvNd
 
+from modelzip.core.channels.attention import keep_heads, plain_encoders
+from modelzip.core.channels.attributes import Attributes, set_attributes
+from modelzip.core.channels.slots import (
+    LAYERS,
+    PRUNABLE,
+    Slot,
+    axes,
+    groups,
+    parameter_count,
+    weight_count,
+    width_attributes,
+    widths,
+)
 from modelzip.errors import SettingError
 
-LAYERS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)  # layers with output channels of their own
+__all__ = [
+    "LAYERS", "PRUNABLE", "Slot", "axes", "from_record", "groups", "parameter_count", "resize",
+    "to_record", "weight_count", "widths", "zero_inputs",
+]  # fmt: skip
 
 
-class Slot(NamedTuple):
-    """One side of a layer, "in" or "out"."""
-
-    layer: str
-    side: str
-
-
-Axes = Mapping[str, tuple[str | None, ...]]  # tensor name -> the side along each of its axes
-
-
-def axes(module: nn.Module) -> Axes:
-    """Which side of `module` lies along each leading axis of its tensors; empty if unsupported.
-
-    >>> axes(nn.Linear(2, 3))
-    {'weight': ('out', 'in'), 'bias': ('out',)}
-    >>> axes(nn.LayerNorm(2))
-    {}
-    """
-    if isinstance(module, _ConvTransposeNd):
-        weight: tuple[str | None, ...] = ("in", "out") if module.groups == 1 else ("in",)
-        return {"weight": weight, "bias": ("out",)}
-    if isinstance(module, (_ConvNd, nn.Linear)):
-        # the second axis of a grouped weight counts the channels of one group: whole groups go
-        grouped = isinstance(module, _ConvNd) and module.groups > 1
-        return {"weight": ("out",) if grouped else ("out", "in"), "bias": ("out",)}
-    if isinstance(module, (_BatchNorm, _InstanceNorm)):
-        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("out",))
-    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        return {"weight": ("out",)}
-    if isinstance(module, nn.Embedding):
-        return {"weight": (None, "out")}
-    return {}
-
-
-def widths(module: nn.Module) -> dict[str, int]:
-    """Channels on each side of a supported layer; empty if unsupported.
-
-    >>> widths(nn.Linear(2, 3))
-    {'in': 2, 'out': 3}
-    """
-    return {side: getattr(module, attribute) for side, attribute in _attributes(module).items()}
-
-
-def groups(module: nn.Module) -> int:
-    """Groups of a convolution; 1 for any other layer."""
-    return module.groups if isinstance(module, _ConvNd) else 1
-
-
-def parameter_count(module: nn.Module, width: Mapping[str, int]) -> int:
-    """Parameters `module` has once its sides are `width` wide.
-
-    >>> parameter_count(nn.Linear(2, 3), {"in": 1, "out": 2})
-    4
-    """
-    return sum(
-        math.prod(_shape(module, name, width))
-        for name in axes(module)
-        if module._parameters.get(name) is not None
-    )
-
-
-def weight_count(module: nn.Module, width: Mapping[str, int]) -> int:
-    """Elements of `module.weight` once its sides are `width` wide."""
-    return math.prod(_shape(module, "weight", width))
-
-
-def _shape(module: nn.Module, name: str, width: Mapping[str, int]) -> list[int]:
-    tensor = getattr(module, name)
-    along = axes(module)[name]
-    return [
-        width[side] if side is not None else size
-        for side, size in itertools.zip_longest(along, tensor.shape)
-    ]
-
-
-def resize(model: nn.Module, kept: Mapping[Slot, list[int]]) -> None:
+def resize(
+    model: nn.Module, kept: Mapping[Slot, list[int]], attributes: Attributes | None = None
+) -> None:
     """Keep only the channels `kept` of each slot, in place. Parameters are replaced.
+
+    `nn.MultiheadAttention` that loses heads becomes a `PrunedAttention`.
+
+    Args:
+        attributes: integers that modules keep, such as a number of heads, and what they become.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     >>> resize(model, {Slot("0", "out"): [0, 2], Slot("1", "in"): [0, 2]})
@@ -116,16 +49,25 @@ def resize(model: nn.Module, kept: Mapping[Slot, list[int]]) -> None:
       (1): Linear(in_features=2, out_features=1, bias=True)
     )
     """
-    for name in dict.fromkeys(slot.layer for slot in kept):
-        module = model.get_submodule(name)
-        sides = {s.side: torch.tensor(k) for s, k in kept.items() if s.layer == name}
-        for tensor_name, along in axes(module).items():
-            _slice(module, tensor_name, along, sides)
-        if isinstance(module, _ConvNd) and module.groups > 1:
-            module.groups = module.groups * len(sides["out"]) // module.out_channels
-        for side, attribute in _attributes(module).items():
-            if side in sides:
-                setattr(module, attribute, len(sides[side]))
+    sides: dict[str, dict[str, Tensor]] = {}
+    for slot, index in kept.items():
+        sides.setdefault(slot.layer, {})[slot.side] = torch.tensor(index)
+    for name, left in sides.items():
+        _cut(model.get_submodule(name), left)
+    plain_encoders(model)
+    set_attributes(model, attributes or {})
+
+
+def _cut(module: nn.Module, sides: Mapping[str, Tensor]) -> None:
+    if isinstance(module, nn.MultiheadAttention):
+        keep_heads(module, sides["out"])
+    for tensor_name, along in axes(module).items():
+        _slice(module, tensor_name, along, sides)
+    if isinstance(module, _ConvNd) and module.groups > 1:
+        module.groups = module.groups * len(sides["out"]) // module.out_channels
+    for side, attribute in width_attributes(module).items():
+        if side in sides:
+            setattr(module, attribute, len(sides[side]))
 
 
 def zero_inputs(model: nn.Module, removed: Mapping[Slot, Tensor]) -> None:
@@ -209,18 +151,6 @@ def _check_groups(name: str, module: nn.Module, kept: Mapping[Slot, list[int]]) 
             f"prune_channels cannot restore {name!r}: a grouped convolution loses whole groups, "
             "inputs and outputs alike"
         )
-
-
-def _attributes(module: nn.Module) -> dict[str, str]:
-    if isinstance(module, _ConvNd):
-        return {"in": "in_channels", "out": "out_channels"}
-    if isinstance(module, nn.Linear):
-        return {"in": "in_features", "out": "out_features"}
-    if isinstance(module, (_BatchNorm, _InstanceNorm)):
-        return {"out": "num_features"}
-    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        return {"out": "num_parameters"}
-    return {"out": "embedding_dim"} if isinstance(module, nn.Embedding) else {}
 
 
 def _slice(

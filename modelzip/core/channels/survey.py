@@ -15,10 +15,10 @@ from modelzip.core.channels.blocks import find_blocks, inside
 from modelzip.core.channels.bundles import Bundle, find_bundles
 from modelzip.core.channels.choose import Chunk
 from modelzip.core.channels.cost import Cost
+from modelzip.core.channels.counts import attributes_after, because, with_counts
 from modelzip.core.channels.resize import LAYERS
 from modelzip.core.channels.scores import score
 from modelzip.core.channels.verify import Trial, faults
-from modelzip.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,10 @@ def _prunable(
                 f"max_sparsity={goal.max_sparsity:g}"
             )
             protection.add([bundle], reason)
-    try:
-        trial = Trial(model, inputs, jitter=True)
-    except ModelError:  # values near the trained ones may be outside what an op takes
-        trial = Trial(model, inputs)
+    trial = Trial(model, inputs, jitter=True)
+    probes, fixed = with_counts(model, trial, probes)
     harmed = broken(trial, probes)
-    for bundle, reason in harmed.items():
+    for bundle, reason in (fixed | harmed).items():
         protection.add([bundle], reason)
     return [probe.bundle for probe in probes if probe.bundle not in harmed]
 
@@ -147,6 +145,8 @@ def broken(trial: Trial, taken: Sequence[Chunk]) -> dict[Bundle, str]:
     """The bundles that must stay whole for the others' chunks in `taken` to pass the trial."""
 
     def fault(some: Sequence[Bundle]) -> str | None:
-        return trial.fault(choose.removed([c for c in taken if c.bundle in some]))
+        chunks = [c for c in taken if c.bundle in some]
+        return trial.fault(choose.removed(chunks), attributes_after(chunks))
 
-    return faults(list(dict.fromkeys(chunk.bundle for chunk in taken)), fault)
+    found = faults(list(dict.fromkeys(chunk.bundle for chunk in taken)), fault)
+    return {bundle: because(bundle, problem) for bundle, problem in found.items()}

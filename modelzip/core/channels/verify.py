@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from modelzip.core import surgery
-from modelzip.core.channels.resize import Slot, resize, widths, zero_inputs
-from modelzip.core.running import call, convert, evaluating, forked_rng, rows, tensors
+from modelzip.core.channels.attention import plain_attention
+from modelzip.core.channels.attributes import Attributes
+from modelzip.core.channels.jitter import perturbed, perturbed_inputs
+from modelzip.core.channels.resize import resize
+from modelzip.core.channels.slots import Slot, axes, widths
+from modelzip.core.running import call, convert, forked_rng, rows, tensors
 from modelzip.errors import ModelError, first_line
 
 Removed = Mapping[Slot, Tensor]
 T = TypeVar("T")
 _ROWS = 2  # of the example batch: enough to tell channels apart
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the largest output; coarser types 5 %
+_SMALL = 20_000_000  # parameters that may be copied to float64
 
 
 def kept_channels(model: nn.Module, removed: Removed) -> dict[Slot, list[int]]:
@@ -30,12 +35,20 @@ def kept_channels(model: nn.Module, removed: Removed) -> dict[Slot, list[int]]:
     return kept
 
 
+class _Setup(NamedTuple):
+    """Inputs to run on, and by `id` tensors that stand for some of the model's own."""
+
+    given: Any
+    values: Mapping[int, Tensor]
+
+
 class Trial:
     """Compares `model` pruned with `model` masked, on copies, in eval mode.
 
-    In float64 where the model runs in it, so that rounding hides nothing. With `jitter`, weights
-    and inputs are perturbed first: a scale still at zero would hide a wrong channel. Without it,
-    a second batch size and a pass in training mode are tried too, where the original takes them.
+    The copies share all tensors that are the same. Where rounding could explain a difference, small
+    models are compared again in float64. With `jitter`, what could hide a wrong channel is
+    perturbed, such as a scale still at zero. Without it, a second batch size and a pass in training
+    mode are tried too, where the original takes them.
 
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
     >>> trial = Trial(model, torch.ones(1, 1))
@@ -45,47 +58,97 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, inputs: Any, *, jitter: bool = False) -> None:
-        self._trains = False
-        for double in (True, False):
-            self._model = surgery.clone(model).eval()
-            given = rows(inputs, _ROWS) if double else inputs
-            if double:
-                self._model.double()
-                given = convert(given, lambda t: t.double() if t.is_floating_point() else t)
-            if jitter:
-                given = _jitter(self._model, given)
-            try:
-                self._cases = [(given, _outputs(self._model, given))]
-            except Exception as error:  # the model's own code may raise anything
-                fault = first_line(error)
-                continue
-            if all(bool(torch.isfinite(output).all()) for output in self._cases[0][1]):
-                break
-            fault = "its outputs are not finite"
-        else:
-            raise ModelError(f"{type(model).__name__} does not run on the example inputs: {fault}")
-        if not jitter:
-            self._add_cases(given)
+        self._model, self._jitter = model, jitter
+        floats = [p for p in model.parameters() if p.is_floating_point()]
+        self._small = sum(p.numel() for p in floats) <= _SMALL
+        self._coarse = any(p.dtype not in _TOLERANCE for p in floats)
+        self._setups = self._ways(inputs)
+        self._setup = next(self._setups)
+        self._settled = False  # whether the original is known to run as set up
+        self._masked: tuple[Removed, list[Tensor]] | None = None
 
-    def _add_cases(self, given: Any) -> None:
-        other = rows(given, 1)
-        with contextlib.suppress(Exception):  # the original may have a fixed batch size
-            self._cases.append((other, _outputs(self._model, other)))
-        self._trains = _trains(self._model, given)
+    def fault(self, removed: Removed, attributes: Attributes | None = None) -> str | None:
+        """What is wrong with the model once the channels `removed` are gone; None if nothing.
 
-    def fault(self, removed: Removed) -> str | None:
-        """What is wrong with the model once the channels `removed` are gone; None if nothing."""
-        pruned, masked = surgery.clone(self._model), surgery.clone(self._model)
-        zero_inputs(masked, removed)
+        Args:
+            attributes: integer attributes of modules that change with them.
+
+        Raises:
+            ModelError: the model does not run on the example inputs.
+        """
+        while True:
+            problem = self._problem(removed, attributes or {})
+            if problem is None or self._settled:
+                return problem
+            self._settle()
+
+    def _ways(self, inputs: Any) -> Iterator[_Setup]:
+        """Setups, the next one for when the model does not run in those before."""
+        for given in (rows(inputs, _ROWS), inputs):
+            for jitter in (True, False) if self._jitter else (False,):
+                for double in (True, False) if self._coarse and self._small else (False,):
+                    values = perturbed(self._model) if jitter else {}
+                    changed = perturbed_inputs(given) if jitter else given
+                    setup = _Setup(changed, values)
+                    yield _in_float64(self._model, setup) if double else setup
+
+    def _settle(self) -> None:
+        """Make sure that the original runs as set up, or take the next setup."""
+        error = _unfit(self._model, self._setup)
+        if error is None:
+            self._settled = True
+            return
+        following = next(self._setups, None)
+        if following is None:
+            name = type(self._model).__name__
+            raise ModelError(f"{name} does not run on the example inputs: {error}")
+        self._setup, self._masked = following, None
+
+    def _problem(self, removed: Removed, attributes: Attributes) -> str | None:
+        setup = self._setup
         try:
-            resize(pruned, kept_channels(pruned, removed))
-            for given, _ in self._cases:
-                if problem := _difference(_outputs(pruned, given), _outputs(masked, given)):
-                    return problem
+            pruned = _pruned(self._model, setup, removed, attributes)
+            ours = _outputs(pruned, setup.given)
+            problem = _difference(ours, self._masked_outputs(removed))
+            if problem and self._small:  # rounding may be all there is to it
+                problem = self._exactly(problem, removed, attributes)
+            if problem is None and not self._jitter:
+                problem = self._elsewhere(pruned, removed)
         except Exception as error:  # the model's own code may raise anything
             return f"pruned, it fails: {first_line(error)}"
-        if self._trains and not _trains(pruned, self._cases[0][0]):
-            return "pruned, it fails in training mode"
+        return problem
+
+    def _exactly(self, problem: str, removed: Removed, attributes: Attributes) -> str | None:
+        """`problem`, or what is wrong in float64 if the original runs in it."""
+        exact = _in_float64(self._model, self._setup)
+        if _unfit(self._model, exact) is not None:
+            return problem
+        pruned = _pruned(self._model, exact, removed, attributes)
+        masked = _masked(self._model, exact, removed)
+        return _difference(_outputs(pruned, exact.given), _outputs(masked, exact.given))
+
+    def _masked_outputs(self, removed: Removed) -> list[Tensor]:
+        """Those of the masked model, remembered for as long as the same channels go."""
+        if self._masked is None or self._masked[0] is not removed:
+            masked = _masked(self._model, self._setup, removed)
+            self._masked = removed, _outputs(masked, self._setup.given)
+        return self._masked[1]
+
+    def _elsewhere(self, pruned: nn.Module, removed: Removed) -> str | None:
+        """What is wrong on one row, and in training mode, which `pruned` is left in."""
+        given = rows(self._setup.given, 1)
+        ours = _attempt(pruned, given)
+        known = [t[:1] if t.dim() else t for t in self._masked_outputs(removed)]
+        if ours is None or _difference(ours, known):
+            one = self._setup._replace(given=given)
+            if _unfit(self._model, one) is None:  # the original may have a fixed batch size
+                theirs = _outputs(_masked(self._model, one, removed), given)
+                if problem := _difference(_outputs(pruned, given), theirs):
+                    return problem
+        given = self._setup.given
+        if _attempt(pruned.train(), given) is None:
+            original = _twin(self._model, self._setup.values).train()
+            return "pruned, it fails in training mode" if _attempt(original, given) else None
         return None
 
 
@@ -124,20 +187,71 @@ def _split(
     return found
 
 
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with evaluating(model), forked_rng(model):
+def _twin(model: nn.Module, values: Mapping[int, Tensor]) -> nn.Module:
+    """A copy of `model` with its parameters, or `values` instead, and buffers of its own."""
+    shared: dict[int, Tensor] = {id(p): p for p in model.parameters()} | dict(values)
+    for buffer in model.buffers():  # a forward may write into them
+        shared[id(buffer)] = shared.get(id(buffer), buffer).clone()
+    return surgery.clone_with(model, shared).eval()
+
+
+def _pruned(model: nn.Module, setup: _Setup, removed: Removed, attributes: Attributes) -> nn.Module:
+    twin = _twin(model, setup.values)
+    resize(twin, kept_channels(model, removed), attributes)
+    return twin
+
+
+def _masked(model: nn.Module, setup: _Setup, removed: Removed) -> nn.Module:
+    """`model` with zeros for the weights that read the channels `removed`."""
+    values = dict(setup.values)
+    for slot, index in removed.items():
+        module = model.get_submodule(slot.layer)
+        along = axes(module).get("weight", ())
+        if slot.side == "in" and "in" in along:
+            weight = getattr(module, "weight")  # noqa: B009
+            known = values.get(id(weight), weight)
+            new = known.detach().index_fill(along.index("in"), index.to(known.device), 0.0)
+            values[id(weight)] = nn.Parameter(new, requires_grad=known.requires_grad)
+    return _twin(model, values)
+
+
+def _in_float64(model: nn.Module, setup: _Setup) -> _Setup:
+    """`setup` with all floats wide, so that rounding hides nothing."""
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    values = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        new = wide(setup.values.get(id(tensor), tensor).detach())
+        parameter = isinstance(tensor, nn.Parameter)
+        values[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if parameter else new
+    return _Setup(convert(setup.given, wide), values)
+
+
+def _outputs(model: nn.Module, given: Any) -> list[Tensor]:
+    """What `model` returns, in the mode it is in; `given` stays as it is."""
+    with torch.no_grad(), plain_attention(), forked_rng(model):
         torch.manual_seed(0)  # layers that draw numbers even here draw the same each time
-        return list(tensors(call(model, inputs)))
+        return list(tensors(call(model, convert(given, torch.clone))))
 
 
-def _trains(model: nn.Module, inputs: Any) -> bool:
-    trial = surgery.clone(model).train()
+def _attempt(model: nn.Module, given: Any) -> list[Tensor] | None:
+    """What `model` returns; None if it fails."""
     try:
-        with torch.no_grad(), forked_rng(model):
-            call(trial, inputs)
+        return _outputs(model, given)
     except Exception:  # the model's own code may raise anything
-        return False
-    return True
+        return None
+
+
+def _unfit(model: nn.Module, setup: _Setup) -> str | None:
+    """Why nothing can be compared in this setup; None if the original runs in it."""
+    try:
+        outputs = _outputs(_twin(model, setup.values), setup.given)
+    except Exception as error:  # the model's own code may raise anything
+        return first_line(error)
+    finite = all(bool(torch.isfinite(output).all()) for output in outputs)
+    return None if finite else "its outputs are not finite"
 
 
 def _difference(pruned: list[Tensor], masked: list[Tensor]) -> str | None:
@@ -155,23 +269,3 @@ def _difference(pruned: list[Tensor], masked: list[Tensor]) -> str | None:
         if not relative <= _TOLERANCE.get(ours.dtype, 0.05):
             return f"pruned, the outputs differ from the masked model's by {relative:.1%}"
     return None
-
-
-def _jitter(model: nn.Module, inputs: Any) -> Any:
-    """Perturb `model` in place by a tenth, and return perturbed `inputs`."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noisy(tensor: Tensor, *, positive: bool = False) -> Tensor:
-        if not tensor.is_floating_point() or not tensor.numel():
-            return tensor
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-        if positive:
-            return tensor * (1 + noise.abs())
-        return tensor + 0.1 * noise * (
-            float(tensor.detach().double().square().mean()) ** 0.5 or 1.0
-        )
-
-    with torch.no_grad():
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            tensor.copy_(noisy(tensor, positive=name.endswith("running_var")))
-    return convert(inputs, noisy)
