@@ -162,10 +162,12 @@ def _write(
     """
     import onnx
 
+    from modelzip.export.codebook import share_values
     from modelzip.runtime import session
 
     narrow(proto)
     keep_unquantized(proto)
+    share_values(proto)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file, data = Path(folder, path.name), Path(folder, f"{path.name}.data")

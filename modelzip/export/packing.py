@@ -24,7 +24,7 @@ _Weight = tuple[str, Array]  # a weight's name, and its integers in steps
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """How values below base**planes are stored: `count` of them in `planes` words."""
 
     dtype: type[np.integer[Any]]
@@ -36,11 +36,11 @@ class _Words:
 # Symmetric weights of b bits have 2**b - 1 values: 5 of 3 fit a byte (1.6 bits each), 11 of 7 fit
 # 31 bits (2.9 each). Others are taken apart into digits that fill bytes.
 _WORDS = {
-    2: _Words(np.uint8, base=3, count=5),
-    3: _Words(np.int32, base=7, count=11),
-    5: _Words(np.uint8, base=2, count=8, planes=5),
-    6: _Words(np.uint8, base=4, count=4, planes=3),
-    7: _Words(np.uint8, base=2, count=8, planes=7),
+    2: Words(np.uint8, base=3, count=5),
+    3: Words(np.int32, base=7, count=11),
+    5: Words(np.uint8, base=2, count=8, planes=5),
+    6: Words(np.uint8, base=4, count=4, planes=3),
+    7: Words(np.uint8, base=2, count=8, planes=7),
 }
 
 
@@ -101,7 +101,7 @@ def _write(graph: Graph, weights: list[_Weight], bits: int, step: int) -> None:
         table = np.roll(np.arange(-8, 8), 8)  # an index below 0 counts from the end
     else:
         words = _WORDS[bits]
-        index = _digits(graph, flat + top, words)
+        index = digits(graph, flat + top, words)
         table = np.arange(-top, top + 1)
         lengths += [-flat.size % words.count] if flat.size % words.count else []
     steps = (table * step).clip(-128, 127).astype(np.int8)  # -8 * 16 alone is out of range
@@ -115,7 +115,7 @@ def _write(graph: Graph, weights: list[_Weight], bits: int, step: int) -> None:
         graph.nodes[-1].output[0] = name
 
 
-def _digits(graph: Graph, values: Array, words: _Words) -> str:
+def digits(graph: Graph, values: Array, words: Words) -> str:
     """An int32 value that holds `values`, from 0 upwards and with zeros behind, row by row."""
     powers = words.base ** np.arange(words.count, dtype=np.int32)
     places = words.base ** np.arange(words.planes, dtype=np.int32)

@@ -148,9 +148,9 @@ class FileLayers:
         return next(filter(None, labels), node.name or node.output[0])
 
     def _label(self, index: int) -> str:
-        """The layer that the names of a node's stored tensors tell, or ""."""
+        """The layer that the names of a node's constants tell, or ""."""
         fixed = [name for name in self.nodes[index].input if name in self.constant]
-        stored = [name for tensor in fixed for name in self._stored(tensor)]
+        stored = [*fixed, *(name for tensor in fixed for name in self._stored(tensor))]
         hits = (n.removesuffix(e) for e in _STORED for n in stored if n.endswith(e))
         return next(hits, "")
 

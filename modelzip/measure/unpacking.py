@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 _OPERATORS = {"Cast", "Div", "Gather", "MatMul", "Mod", "Reshape", "Split"}
+_VALUES = {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Unpacked:
     """The packed weights of a graph.
 
     Attributes:
-        weights: each as int8, by the name of the value that it is unpacked into.
+        weights: each as it is computed with, by the name of the value that it is unpacked into.
         bits: that an element of each is stored in.
         operators: that do nothing but unpack them, by their first output.
     """
@@ -27,7 +28,7 @@ class Unpacked:
 
 
 def unpacked(graph: onnx.GraphProto) -> Unpacked:
-    """The weights of `graph` that are looked up in a table of int8 values when it is loaded."""
+    """The weights of `graph` that are looked up in a table of values when it is loaded."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     # the largest constant that each value is computed from, for values of constants alone
     origin = {name: name for name in stored}
@@ -55,9 +56,7 @@ def unpacked(graph: onnx.GraphProto) -> Unpacked:
 
 
 def _is_table(tensor: onnx.TensorProto | None) -> bool:
-    return (
-        tensor is not None and tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 1
-    )
+    return tensor is not None and tensor.data_type in _VALUES and len(tensor.dims) == 1
 
 
 def _ancestors(names: list[str], makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
