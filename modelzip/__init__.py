@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelzip.passes.group_sparsity import GroupSparsity
     from modelzip.passes.int8 import Int8
     from modelzip.passes.learn_bits import LearnBits
+    from modelzip.passes.low_rank import LowRank
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.movement_prune import MovementPrune
     from modelzip.passes.prune_channels import PruneChannels
@@ -36,6 +37,7 @@ __all__ = [
     "GroupSparsity",
     "Int8",
     "LearnBits",
+    "LowRank",
     "MagnitudePrune",
     "ModelzipError",
     "MovementPrune",
@@ -64,6 +66,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "GroupSparsity": "passes.group_sparsity",
     "Int8": "passes.int8",
     "LearnBits": "passes.learn_bits",
+    "LowRank": "passes.low_rank",
     "MagnitudePrune": "passes.magnitude_prune",
     "ModelzipError": "errors",
     "MovementPrune": "passes.movement_prune",

@@ -60,7 +60,8 @@ class Context:
 class LayerReport:
     """What a pass did to one layer: counts of its own weights and biases, zeros included.
 
-    `nonzero` are those that are not 0 afterwards, `bits` those a weight is stored in.
+    `nonzero` are those that are not 0 afterwards, `bits` those a weight is stored in. `replaces`
+    is the layer that this one took the place of, if any; `parameters_before` are then that one's.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LayerReport:
     nonzero: int
     bits: float = 32.0
     note: str = ""
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,10 +158,12 @@ def merge_layers(reports: Sequence[PassReport]) -> tuple[LayerRow, ...]:
     for report in reports:
         for layer in report.layers:
             before = rows.get(layer.name)
+            if layer.replaces is not None:
+                before = rows.pop(layer.replaces, before)
             notes = [before.note if before else "", layer.note]
             rows[layer.name] = LayerRow(
                 name=layer.name,
-                kind=before.kind if before else layer.kind,
+                kind=before.kind if before and layer.replaces is None else layer.kind,
                 parameters_before=(before or layer).parameters_before,
                 parameters_after=layer.parameters_after,
                 nonzero=layer.nonzero,

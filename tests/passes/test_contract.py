@@ -97,6 +97,9 @@ ROWS = [
     Row(mz.GroupSparsity(strength=0.1, contrast=0, growth=0, targets=("0",)), training_steps=4),
     Row(mz.Rewind(weights=EARLY)),
     Row(mz.Rewind(weights=EARLY, targets=("type:Linear",)), norm_net),
+    Row(mz.LowRank(energy=0.6, round_to=2)),
+    Row(mz.LowRank(macs="0.6x", round_to=1, whiten=False)),
+    Row(mz.LowRank(ranks={"0": 4, "type:Linear": 2}), norm_net),
     Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
     Row(
@@ -172,6 +175,10 @@ def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
         return
     if {a.pass_.name, b.pass_.name} <= {"int8", "fake_quantize", "learn_bits", "weight_only"}:
         with pytest.raises(SettingError, match="the model is quantized already"):
+            mz.prepare(model, [a.pass_, b.pass_], **given)
+        return
+    if (a.pass_.name, b.pass_.name) == ("low_rank", "rewind"):  # no early weights of factors
+        with pytest.raises(SettingError, match="does not fit the model: missing: 0.0.weight"):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
     zipped = mz.prepare(model, [a.pass_, b.pass_], **given)
