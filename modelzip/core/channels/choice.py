@@ -9,6 +9,7 @@ from torch import nn
 
 from modelzip.core.base import Batch
 from modelzip.core.channels import choose
+from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.bundles import Bundle
 from modelzip.core.channels.candidates import Candidate, Group, Search, every
 from modelzip.core.channels.choose import Chunk
@@ -129,48 +130,52 @@ def split(cuts: Sequence[Candidate]) -> Taken:
 
 def _to_widths(goal: Goal, there: Survey) -> Taken:
     """The chunks that leave the widths asked for."""
-    owner = {
-        slot.layer: bundle
-        for bundle in there.scores
-        for slot in bundle.channels
-        if slot.side == "out"
-    }
-    wanted: dict[Bundle, int] = {}
-    dropped = []
+    dropped = [name for name, width in goal.widths.items() if width == 0]
+    for name in dropped:
+        if name not in there.blocks:
+            raise SettingError(
+                f"widths: {name!r} cannot go whole: only residual blocks can, here "
+                f"{', '.join(there.blocks) or 'none'}{did_you_mean(name, there.blocks)}"
+            )
+    left: dict[Bundle, int] = {}
     for name, width in goal.widths.items():
         if width == 0:
-            if name not in there.blocks:
-                raise SettingError(
-                    f"widths: {name!r} cannot go whole: only residual blocks can, here "
-                    f"{', '.join(there.blocks) or 'none'}{did_you_mean(name, there.blocks)}"
-                )
-            dropped.append(name)
             continue
-        if name not in owner:
-            reason = there.protection.reasons(set()).get(name)
-            known = ", ".join(owner) or "none"
+        if block := next((b for b in dropped if inside(name, b)), None):
             raise SettingError(
-                f"widths: {name!r} {reason}"
-                if reason
-                else f"widths: there is no layer {name!r} to narrow, only {known}"
+                f"widths: {name!r} lies in {block!r}, which goes whole; leave it out"
             )
-        bundle = owner[name]
-        each = next(len(c[0]) for s, c in bundle.channels.items() if s == Slot(name, "out"))
-        units, rest = divmod(width, each)
-        if rest or not 0 < units <= bundle.units:
+        bundle, units = _units_left(name, width, there)
+        if left.setdefault(bundle, units) != units:
             raise SettingError(
-                f"widths: {name!r} can have a multiple of {each} channels up to "
-                f"{each * bundle.units}, got {width}"
-            )
-        if wanted.setdefault(bundle, units) != units:
-            raise SettingError(
-                f"widths: {name!r} hangs together with {bundle.name!r}, and is given another width"
+                f"widths: {name!r} hangs together with {bundle.name!r}, which is given another "
+                "width; give one of them"
             )
     chunks = [
-        Chunk(b, there.scores[b].argsort(stable=True)[: b.units - units], (0.0, 0.0))
-        for b, units in wanted.items()
-        if units < b.units
+        Chunk(bundle, there.scores[bundle].argsort(stable=True)[: bundle.units - units], (0.0, 0.0))
+        for bundle, units in left.items()
+        if units < bundle.units
     ]
     if not chunks and not dropped:
         raise SettingError("widths removes no channel; give a layer fewer than it has")
     return chunks, dropped
+
+
+def _units_left(name: str, width: int, there: Survey) -> tuple[Bundle, int]:
+    """The bundle of the layer `name`, and its units when that layer has `width` channels."""
+    slot = Slot(name, "out")
+    bundle = next((bundle for bundle in there.scores if slot in bundle.channels), None)
+    if bundle is None:
+        reason = there.protection.reasons(set()).get(name)
+        known = [bundle.name for bundle in there.scores]
+        if reason is None:
+            reason = f"is no layer that can be narrowed{did_you_mean(name, known)}"
+        raise SettingError(f"widths: {name!r} {reason}")
+    each = bundle.channels[slot].shape[1]
+    units, rest = divmod(width, each)
+    if rest or units > bundle.units:
+        raise SettingError(
+            f"widths: {name!r} can have a multiple of {each} channels up to "
+            f"{each * bundle.units}, got {width}"
+        )
+    return bundle, units
