@@ -79,9 +79,10 @@ class Call:
 
 
 def each(values: Any) -> Iterator[Tensor]:
-    """The tensors among arguments or outputs of an op."""
+    """The tensors among arguments or outputs of an op, but for sparse and nested ones."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            if value.layout is torch.strided and not value.is_nested:
+                yield value
         elif isinstance(value, (list, tuple)):
             yield from each(value)

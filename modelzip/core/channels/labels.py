@@ -91,7 +91,7 @@ class Labels:
         if record is None:
             return None
         if record.flat is not None:
-            return fold(record.flat.as_strided(*_place(tensor)))
+            return fold(record.flat.as_strided(*_place(tensor)).clone())  # writes may follow
         return record.places.get(_place(tensor))
 
     def set(self, tensor: Tensor, label: Tensor | None) -> None:
@@ -113,10 +113,8 @@ class Labels:
         if record.flat is None:
             record.flat = torch.zeros(size, dtype=torch.float64)
             for known, old in record.places.items():
-                record.flat.as_strided(*known).copy_(old)
-        record.flat.as_strided(*place).copy_(
-            torch.zeros((), dtype=torch.float64) if label is None else label
-        )
+                _put(record.flat, known, old)
+        _put(record.flat, place, torch.zeros(()) if label is None else label)
 
 
 def reference(tensor: Tensor) -> StorageWeakRef:
@@ -126,3 +124,9 @@ def reference(tensor: Tensor) -> StorageWeakRef:
 
 def _place(tensor: Tensor) -> _Place:
     return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+
+
+def _put(flat: Tensor, place: _Place, label: Tensor) -> None:
+    """Write `label` at `place`, where elements may lie on top of each other."""
+    index = torch.arange(len(flat)).as_strided(*place)
+    flat[index.reshape(-1)] = label.to(flat).expand(index.shape).reshape(-1)

@@ -136,4 +136,5 @@ def _note_parts(call: Call, label: Tensor) -> None:
     equal = all(out.shape[axis] == size for out in call.outputs) and call.given.get("step", 1) == 1
     whole = 0 < size < length and not length % size and not start % size
     if equal and whole and axis in varying(label):
-        call.ties.split(torch.unflatten(label, axis, (-1, size)), (axis, axis + 1))
+        parts = torch.unflatten(label, axis, (-1, size))
+        call.ties.split(parts, (axis, axis + 1), free=axis + 1)

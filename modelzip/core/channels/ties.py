@@ -47,7 +47,7 @@ class Ties:
         self._count = count + 1
         self._pairs: list[tuple[Numbers, Numbers]] = []
         self._barred: list[tuple[Numbers, bool, str]] = []
-        self._splits: list[tuple[Numbers, tuple[int, ...]]] = []
+        self._splits: list[tuple[Numbers, tuple[int, ...], int | None]] = []
         self._laid_out: list[tuple[Numbers, str]] = []
 
     def tie(self, a: Tensor, b: Tensor) -> None:
@@ -69,14 +69,14 @@ class Ties:
             moved = np.moveaxis(_numbers(small), list(axes), range(-len(axes), 0))
             self._barred.append((moved.reshape(-1, int(np.prod(lengths))), True, reason))
 
-    def split(self, label: Tensor, axes: Sequence[int]) -> None:
-        """These axes were one: along all of them but one, units take their channels evenly.
+    def split(self, label: Tensor, axes: Sequence[int], *, free: int | None = None) -> None:
+        """These axes were one: along all of them but `free`, units take their channels evenly.
 
-        Which one is known when all ties are: the longest of those along which units differ, for
-        the others have their sizes written in, such as the number of groups of a shuffle.
+        If it is not given, it is the longest of those along which units differ once all ties are
+        known: others have their sizes written in, such as the number of groups of a shuffle.
         """
         (small,) = compact(label)
-        self._splits.append((_numbers(small), tuple(axes)))
+        self._splits.append((_numbers(small), tuple(axes), free))
 
     def lay_out(self, label: Tensor, owner: str) -> None:
         """The module `owner` splits or joins axes by the channels in `label`."""
@@ -85,7 +85,9 @@ class Ties:
     def resolve(self) -> Units:
         """Follow ties through any number of steps."""
         root = _components(self._count, self._pairs)
-        even = [pair for split, axes in self._splits for pair in _evenly(root[split], axes)]
+        even = [
+            pair for split, axes, free in self._splits for pair in _evenly(root[split], axes, free)
+        ]
         if even:
             root = _components(self._count, [*self._pairs, *even])
         reasons = [reason for _, _, reason in self._barred]
@@ -133,19 +135,22 @@ def _components(count: int, pairs: Sequence[tuple[Numbers, Numbers]]) -> Numbers
             root = above
 
 
-def _evenly(units: Numbers, axes: tuple[int, ...]) -> list[tuple[Numbers, Numbers]]:
-    """Ties of `units` across those of `axes` along which they differ, but for the longest."""
+def _evenly(
+    units: Numbers, axes: tuple[int, ...], free: int | None
+) -> list[tuple[Numbers, Numbers]]:
+    """Ties of `units` across those of `axes` along which they differ, but for the free one."""
     differ = [axis for axis in axes if (units != units.take([0], axis)).any()]
     if len(differ) < 2:
         return []
-    longest = max(differ, key=lambda axis: units.shape[axis])
+    if free is None:
+        free = max(differ, key=lambda axis: (units.shape[axis], axis))
     first = units
     for axis in differ:
-        if axis != longest:
+        if axis != free:
             first = first.take([0], axis)
-    together = np.broadcast_to(first, units.shape).ravel(), units.ravel()
-    both = (together[0] > 0) & (together[1] > 0)
-    return [(together[0][both], together[1][both])]
+    a, b = np.broadcast_to(first, units.shape).ravel(), units.ravel()
+    both = (a > 0) & (b > 0)
+    return [(a[both], b[both])]
 
 
 def _numbers(label: Tensor) -> Numbers:
