@@ -156,15 +156,14 @@ def _change(model: nn.Module, bundle: Bundle, left: int, scores: Tensor) -> Chan
             f"left, got {left}"
         )
     units = scores.argsort(stable=True)[: bundle.units - left]
-    removed = {slot: channels[units].flatten() for slot, channels in bundle.channels.items()}
-    readers = [slot.layer for slot in removed if slot.side == "in"]
-    return Change(readers, partial(_masked, model, removed))
+    removed = {s: index[units].flatten() for s, index in bundle.channels.items() if s.side == "in"}
+    return Change([slot.layer for slot in removed], partial(_masked, model, removed))
 
 
 @contextmanager
 def _masked(model: nn.Module, removed: Mapping[Slot, Tensor]) -> Iterator[None]:
     """Inside, the weights that read the channels `removed` are zero."""
-    layers = [model.get_submodule(slot.layer) for slot in removed if slot.side == "in"]
+    layers = [model.get_submodule(slot.layer) for slot in removed]
     kept = [(t, t.clone()) for layer in layers for t in layer.state_dict().values()]
     zero_inputs(model, removed)
     try:
