@@ -90,22 +90,41 @@ def activations(model: nn.Module, inputs: Sequence[Any]) -> SlotScores:
     model = surgery.clone(model)
     totals: dict[Slot, Tensor] = {}
 
+    def add(slot: Slot, values: Tensor, axis: int) -> None:
+        magnitude = values.double().abs().movedim(axis, 0).flatten(1)
+        totals[slot] = totals.get(slot, 0.0) + magnitude.mean(1)
+
     def watch(slot: Slot) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             (values,) = (*args, *kwargs.values())  # layers take one tensor
-            axis = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
-            magnitude = values.double().abs().movedim(axis, 0).flatten(1)
-            totals[slot] = totals.get(slot, 0.0) + magnitude.mean(1)
+            add(slot, values, -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1)
 
         return hook
 
+    def watch_heads(slot: Slot, bare: nn.Module) -> Any:
+        return lambda _, args, kwargs: add(slot, bare(*args, **kwargs)[0], -1)
+
     for name, layer in model.named_modules():
-        if isinstance(layer, LAYERS):
+        if isinstance(layer, nn.MultiheadAttention):  # its out_proj is never called
+            slot = Slot(f"{name}.out_proj" if name else "out_proj", "in")
+            hook = watch_heads(slot, _without_projection(layer))
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
+        elif isinstance(layer, LAYERS):
             layer.register_forward_pre_hook(watch(Slot(name, "in")), with_kwargs=True)
     with evaluating(model):
         for given in inputs:
             call(model, given)
     return totals.get
+
+
+def _without_projection(attention: nn.MultiheadAttention) -> nn.Module:
+    """A copy of `attention` that returns the outputs of its heads side by side."""
+    bare = surgery.clone(attention).eval().requires_grad_(False)
+    weight = bare.get_parameter("out_proj.weight")
+    bare.set_submodule("out_proj", nn.Linear(weight.shape[1], weight.shape[1]).to(weight))
+    nn.init.eye_(bare.get_parameter("out_proj.weight"))
+    nn.init.zeros_(bare.get_parameter("out_proj.bias"))
+    return bare
 
 
 def _filters(module: nn.Module, side: str, of: Callable[[Tensor], Tensor]) -> Tensor | None:

@@ -154,6 +154,24 @@ def test_activation_is_the_mean_magnitude_of_what_is_read() -> None:
     torch.testing.assert_close(found, read.abs().mean((0, 2, 3)).double(), rtol=1e-5, atol=1e-7)
 
 
+def test_activation_of_heads_is_what_the_output_projection_reads() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    x = torch.randn(3, 5, 4)
+    heads = torch.arange(4).view(2, 2)
+    bundle = Bundle({Slot("self_attn", "out"): heads, Slot("self_attn.out_proj", "in"): heads})
+    settings = {"method": "activation", "normalize": "none", "calibration": [Batch(x, None)]}
+    found = score(model, [bundle], **settings)[bundle]
+    attention = model.self_attn
+    q, k, v = (
+        (x @ attention.in_proj_weight.T + attention.in_proj_bias).view(3, 5, 3, 2, 2).unbind(2)
+    )
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div(2**0.5).softmax(-1)
+    read = torch.einsum("bhqk,bkhd->bqhd", weights, v)
+    expected = read.detach().abs().mean((0, 1)).sum(-1).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
 def test_units_of_several_channels_are_summed() -> None:
     model, _ = model_and_bundle()
     pairs = torch.tensor([[0, 1], [2, 3]])
