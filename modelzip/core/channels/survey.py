@@ -106,7 +106,8 @@ def survey(
     scores = score(
         model, found, method=importance, normalize=normalize, calibration=calibration, seed=seed
     )
-    protection.add([b for b in found if b not in scores], "has no BatchNorm scale to rank by")
+    lacks = "BatchNorm scale" if importance == "bn_scale" else f"score by {importance!r}"
+    protection.add([b for b in found if b not in scores], f"has no {lacks} to rank by")
     blocks = []
     if goal.blocks or 0 in goal.widths.values():
         # a block goes only where all layers in it may
