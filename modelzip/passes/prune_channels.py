@@ -149,7 +149,7 @@ class PruneChannels(Pass):
             value=checks.ratio(kind, value) if isinstance(value, str) else self.sparsity or 0.0,
             widths=self.widths or {},
             scope=self.scope,
-            round_to=self.round_to,
+            round_to=1 if self.widths else self.round_to,
             max_sparsity=self.max_sparsity,
             blocks=self.blocks,
         )
