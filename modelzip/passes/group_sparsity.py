@@ -28,8 +28,9 @@ class GroupSparsity(Pass):
     https://arxiv.org/abs/2012.09243.
 
     Args:
-        strength: what the penalty is to the strongest channels: a weight decay of this much,
-            on top of the optimizer's own.
+        strength: what the penalty is to the strongest channels: a weight decay of this much, on
+            top of the optimizer's own. The default is for many epochs; ResNet-20 on CIFAR-10
+            needs 0.01 for a tenth of one (learning rate 0.02).
         contrast: the weakest channels get 2 to this power times as much. 0 treats all alike.
         growth: fraction of the training over which the penalty grows from nothing to its full
             strength, in [0, 1].
