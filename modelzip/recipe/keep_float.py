@@ -42,7 +42,7 @@ _BUDGET_S = 2.0  # for timing one file against another at one batch size
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What the deployed model is to do: runtime, batch sizes, threads, and accuracy to lose at most.
+    """What the deployed model is to do: runtime, batch sizes, threads, accuracy to lose at most.
 
     `drop` is in percentage points.
     """
