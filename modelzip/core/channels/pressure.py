@@ -124,7 +124,8 @@ def squared_norms(model: nn.Module, bundle: Bundle) -> Tensor:
         if weight is not None and slot.side in along:  # not so for a norm without scales
             axis = along.index(slot.side)
             every = weight.square().movedim(axis, 0).reshape(weight.shape[axis], -1).sum(1)
-            total = total + every[channels.to(weight.device)].sum(1)
+            index = channels.to(weight.device).contiguous()  # sums round by their layout
+            total = total + every[index].sum(1)
     return total
 
 
