@@ -33,6 +33,7 @@ _SIZES = (32, 16, 8, 4, 2, 1)
 _BLOCKS = sorted(((r, c) for r in _SIZES for c in _SIZES if r * c > 1), key=lambda b: -b[0] * b[1])
 # looked for in this order: each before what follows from it
 PATTERNS = ("1:8", "1:4", "2:8", "1:2", "2:4", "4:8", *(f"{r}x{c}" for r, c in _BLOCKS))
+_ROWS = 2 * max(_SIZES)  # enough to see that a pattern does not hold
 _ROUNDED = 0.05  # of the integers between zero blocks may be zero by rounding, at 8 bits
 _QUANTIZED = {"QGemm", "QLinearConv", "QLinearMatMul"}  # their weight is the fourth input
 
@@ -110,17 +111,26 @@ def patterns_of(nonzero: Mask, *, groups: int = 1, rounded: bool = False) -> tup
     """
     if nonzero.all():
         return ()
-    kept: list[str] = []
     given = torch.from_numpy(nonzero.astype(np.float32))
+    outputs, inputs = given.shape[0] // groups, given.shape[1]
+
+    def holds(pattern: Pattern) -> bool:
+        fits = not pattern.misfit(outputs, inputs)
+        return fits and _holds(pattern, given, rounded=rounded)
+
+    zeros = 1 - np.count_nonzero(nonzero) / nonzero.size
+    enough = zeros >= _ROUNDED or not rounded
+    in_blocks = enough and any(holds(parse(text)) for text in ("2x1", "1x2"))  # as in any larger
+    kept: list[Pattern] = []
+    found = []
     for text in PATTERNS:
         pattern = parse(text)
-        if pattern.misfit(given.shape[0] // groups, given.shape[1]):
-            continue
-        if not any(implies(parse(other), pattern) for other in kept) and _holds(
-            pattern, given, rounded=rounded
-        ):
-            kept.append(text)
-    return tuple(kept)
+        least = pattern.sparsity
+        possible = in_blocks if least is None else least <= zeros + 1e-9
+        if possible and not any(implies(p, pattern) for p in kept) and holds(pattern):
+            kept.append(pattern)
+            found.append(text)
+    return tuple(found)
 
 
 def implies(stronger: Pattern, weaker: Pattern) -> bool:
@@ -150,6 +160,9 @@ def holding(rows: Sequence[WeightZeros]) -> Iterator[tuple[str, int]]:
 
 
 def _holds(pattern: Pattern, nonzero: torch.Tensor, *, rounded: bool) -> bool:
+    exact = pattern.keep is not None or not rounded
+    if exact and len(nonzero) > _ROWS and not _holds(pattern, nonzero[:_ROWS], rounded=rounded):
+        return False  # most weights hold no pattern, and show it at once
     # the norm of ones and zeros is the square root of how many ones there are
     counts = block_norms(nonzero, rows=pattern.rows, columns=pattern.columns).square().round()
     if pattern.keep is not None:

@@ -193,3 +193,12 @@ def test_what_was_pruned_holds_in_the_file(pattern: str, precision: str, tmp_pat
     assert len(rows) == 4
     assert dict(holding(rows))[pattern] == 4
     assert sum(row.zeros for row in rows) >= sum(row.elements for row in rows) / 2
+
+
+@pytest.mark.parametrize("row", [0, 199])
+def test_one_weight_out_of_place_in_a_large_layer_is_found(row: int) -> None:
+    weight = np.zeros((200, 8), bool)
+    weight[:, ::2] = True
+    assert patterns_of(weight)[0] == "1:2"
+    weight[row, 1] = True
+    assert patterns_of(weight) == ()
