@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from modelzip.errors import ModelzipError
     from modelzip.export.onnx import export_onnx
     from modelzip.passes.cast import Cast
+    from modelzip.passes.cluster_weights import ClusterWeights
     from modelzip.passes.equalize import Equalize
     from modelzip.passes.fake_quantize import FakeQuantize
     from modelzip.passes.group_sparsity import GroupSparsity
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cast",
+    "ClusterWeights",
     "Context",
     "Equalize",
     "FakeQuantize",
@@ -59,6 +61,7 @@ __all__ = [
 
 _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "Cast": "passes.cast",
+    "ClusterWeights": "passes.cluster_weights",
     "Context": "core.base",
     "Equalize": "passes.equalize",
     "FakeQuantize": "passes.fake_quantize",

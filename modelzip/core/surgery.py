@@ -11,11 +11,18 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from modelzip.core.base import Pass
 from modelzip.errors import ModelError
 
 P = TypeVar("P", bound=nn.Module)
 
 _OURS = "_attached_by_modelzip"  # tells our parametrizations from a user's
+
+
+class Replacing(nn.Module):
+    """A parametrization whose result follows values of its own, not those of the stored tensor."""
+
+    owner: Pass
 
 
 def clone(model: nn.Module, *, share: bool = False) -> nn.Module:
@@ -176,6 +183,17 @@ def refuse_tied(model: nn.Module, layers: dict[str, nn.Module], *, pass_name: st
             raise ModelError(
                 f"{pass_name} would untie {' and '.join(group)}; add skip: [{skip}] to leave "
                 "the tied layers as they are"
+            )
+
+
+def refuse_replaced(layers: Mapping[str, nn.Module], *, pass_name: str) -> None:
+    """ModelError if changing the stored weight of one of `layers` would change nothing."""
+    for name, module in layers.items():
+        found = attached(module, Replacing)
+        if found is not None:
+            raise ModelError(
+                f"{pass_name} cannot change the weight of {name or 'the model'}, which "
+                f"{found.owner.name} replaces by values of its own; put {pass_name} before it"
             )
 
 

@@ -63,6 +63,7 @@ class Equalize(Pass):
         touched = {name: model.get_submodule(name) for name in used}
         surgery.refuse_tied(model, touched, pass_name=self.name)
         surgery.refuse_computed(touched, pass_name=self.name)
+        surgery.refuse_replaced(touched, pass_name=self.name)
         _refuse_unusable(touched)
         inputs = context.example_inputs
         if inputs is None and context.calibration:

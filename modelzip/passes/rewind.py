@@ -71,6 +71,7 @@ class Rewind(Pass):
             where=lambda module: bool(surgery.own_tensors(module)),
         )
         surgery.refuse_computed(chosen, pass_name=self.name)
+        surgery.refuse_replaced(chosen, pass_name=self.name)
         state = early.fit(early.read(path), model, context.earlier, path=path)
         back = {
             name: tensor

@@ -57,6 +57,7 @@ class SmoothQuant(Pass):
         layers = {n: model.get_submodule(n) for names in found.values() for n in names}
         layers |= {name: norms[name] for name in found}
         surgery.refuse_computed(layers, pass_name=self.name)
+        surgery.refuse_replaced(layers, pass_name=self.name)
         largest = largest_outputs(model, {n: norms[n] for n in found}, context.calibration)
         notes: dict[str, str] = {}
         for name, names in found.items():

@@ -17,7 +17,7 @@ import modelzip as mz
 from modelzip.core import registry
 from modelzip.core.base import Pass
 from modelzip.core.running import evaluating
-from modelzip.errors import SettingError
+from modelzip.errors import ModelError, SettingError
 from modelzip.export.onnx import export_onnx
 from modelzip.runtime import session
 from modelzip.testing import check_pass
@@ -100,6 +100,9 @@ ROWS = [
     Row(mz.LowRank(energy=0.6, round_to=2)),
     Row(mz.LowRank(macs="0.6x", round_to=1, whiten=False)),
     Row(mz.LowRank(ranks={"0": 4, "type:Linear": 2}), norm_net),
+    Row(mz.ClusterWeights()),
+    Row(mz.ClusterWeights(bits=3, layer_clusters={"0": 20}, layer_bits={"type:Linear": 5})),
+    Row(mz.ClusterWeights(clusters=2), norm_net),
     Row(mz.Equalize()),
     Row(mz.Int8(), tolerance=0.02),
     Row(
@@ -179,6 +182,10 @@ def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
         return
     if (a.pass_.name, b.pass_.name) == ("low_rank", "rewind"):  # no early weights of factors
         with pytest.raises(SettingError, match="does not fit the model: missing: 0.0.weight"):
+            mz.prepare(model, [a.pass_, b.pass_], **given)
+        return
+    if a.pass_.name == "cluster_weights" and b.pass_.name in ("equalize", "rewind", "smooth_quant"):
+        with pytest.raises(ModelError, match=f"put {b.pass_.name} before it"):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
     zipped = mz.prepare(model, [a.pass_, b.pass_], **given)
