@@ -34,7 +34,7 @@ _ISA = (
     ("sve", "sve"),
 )
 _PACKAGES = (
-    "modelzip", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "torch-pruning",
+    "modelzip", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy",
 )  # fmt: skip
 
 

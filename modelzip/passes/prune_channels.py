@@ -32,11 +32,11 @@ _GOALS = ("sparsity", "macs", "params", "latency", "widths")
 class PruneChannels(Pass):
     """Remove the least important output channels, with everything that hangs on them.
 
-    What hangs together is read off Torch-Pruning's dependency graph (Fang et al. 2023,
-    https://arxiv.org/abs/2301.12900). Nothing is believed: the pruned model has been run and equals
-    the original with the channels masked, or the layers concerned are protected. The model's
-    outputs, tied weights, and channels that a LayerNorm or GroupNorm spans are kept. One of the
-    first five settings says how much goes.
+    What hangs together, as in the groups of Fang et al. 2023 (https://arxiv.org/abs/2301.12900),
+    is found by following channels through one run of the model. Nothing is believed: the pruned
+    model has been run and equals the original with the channels masked, or the layers concerned are
+    protected. The model's outputs, tied weights, and channels that a LayerNorm or GroupNorm spans
+    are kept. One of the first five settings says how much goes.
 
     Attributes:
         sparsity: fraction of the channels of prunable layers to remove, in (0, 1).
