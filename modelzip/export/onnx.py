@@ -69,7 +69,10 @@ def export_onnx(
         raise SettingError(f"opset must be at least {symbolic.OPSET}, got {opset}")
     for name, module in model.named_modules():
         if nn.utils.parametrize.is_parametrized(module):
-            raise SettingError(f"{name or 'the model'} is still being compressed; convert() first")
+            raise SettingError(
+                f"{name or 'the model'} is still being compressed; convert() first, and make plain "
+                "what you parametrized with torch.nn.utils.parametrize.remove_parametrizations"
+            )
     for name, parameter in model.named_parameters():
         if bool(torch.isnan(parameter).any()):
             raise ModelError(f"{name} holds NaN; nothing was exported")

@@ -171,6 +171,12 @@ def test_refuses_a_model_that_is_still_being_compressed(tmp_path):
         export_onnx(zipped.model, torch.zeros(1, 4), tmp_path / "model.onnx")
 
 
+def test_says_how_to_make_a_users_own_parametrization_plain(tmp_path):
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
+    with pytest.raises(SettingError, match=r"make plain what you parametrized with torch\.nn"):
+        export_onnx(model, torch.zeros(1, 4), tmp_path / "model.onnx")
+
+
 def test_refuses_nan_weights(tmp_path):
     model = nn.Linear(4, 2)
     nn.init.constant_(model.bias, float("nan"))
