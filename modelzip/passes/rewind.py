@@ -95,15 +95,14 @@ class Rewind(Pass):
             name=self.name,
             settings=self.settings(),
             layers=tuple(
-                _row(name, modules[name])
+                _row(name, modules[name], note=f"back to {self.weights}")
                 for name in context.record["layers"]
                 if name in modules  # a later pass may have folded a batch norm away
             ),
-            notes=(f"weights of {self.weights}",),
         )
 
 
-def _row(name: str, module: nn.Module) -> LayerReport:
+def _row(name: str, module: nn.Module, *, note: str) -> LayerReport:
     count, nonzero = surgery.parameter_counts(module)
     return LayerReport(
         name=name,
@@ -111,5 +110,5 @@ def _row(name: str, module: nn.Module) -> LayerReport:
         parameters_before=count,
         parameters_after=count,
         nonzero=nonzero,
-        note="rewound",
+        note=note,
     )

@@ -57,7 +57,7 @@ def test_without_pruning_it_is_the_early_model(path: str) -> None:
     assert torch.equal(output(zipped.convert()), output(model))
     (report,) = zipped.reports
     assert [row.name for row in report.layers] == ["0", "1", "3"]
-    assert report.notes == (f"weights of {path}",)
+    assert {row.note for row in report.layers} == {f"back to {path}"}
 
 
 @pytest.mark.parametrize("kind", [mz.MagnitudePrune, mz.MovementPrune])
