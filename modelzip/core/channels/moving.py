@@ -47,17 +47,22 @@ def rearrange(call: Call) -> Labelled:
 
 
 def pad(call: Call) -> Labelled:
+    """Zeros beside the elements of a channel are the channel's; a channel of zeros is none."""
     label = call.label(call.given["self"])
     if label is None:
         return None
-    pad = call.given["pad"]
-    padded = {label.dim() - 1 - i // 2 for i, size in enumerate(pad) if size}
-    call.ties.fix(
-        label,
-        [axis for axis in varying(label) if axis in padded],
-        "is padded with zeros, whose number is written in the model",
-    )
-    return torch.constant_pad_nd(label, pad, 0.0)
+    sizes = list(call.given["pad"])  # before and after the last axis, then the one before it, ...
+    differ = varying(label)
+    padded = []
+    for place in range(0, len(sizes), 2):
+        axis = label.dim() - 1 - place // 2
+        if axis not in differ:
+            label = label.narrow(axis, 0, 1)
+            sizes[place : place + 2] = 0, 0
+        elif any(sizes[place : place + 2]):
+            padded.append(axis)
+    call.ties.fix(label, padded, "is padded with zeros, whose number is written in the model")
+    return torch.constant_pad_nd(label, sizes, 0.0).expand(call.outputs[0].shape)
 
 
 def join(call: Call) -> Labelled:
@@ -77,11 +82,16 @@ def join(call: Call) -> Labelled:
         for part, label in zip(parts, labels, strict=True):
             if label is None and part.numel():
                 call.ties.fix(wide, varying(wide), call.foreign(part))
+    none = torch.zeros((), dtype=torch.float64)
     filled = [
-        torch.zeros((), dtype=torch.float64).expand(part.shape) if label is None else label
+        none.expand(part.shape) if label is None else label
         for part, label in zip(parts, labels, strict=True)
     ]
-    return torch.stack(filled, axis) if stack else torch.cat(filled, axis)
+    for dim in range(filled[0].dim()):  # what is expanded in all parts takes no room in the whole
+        if (stack or dim != axis) and not any(label.stride(dim) for label in filled):
+            filled = [label.narrow(dim, 0, 1) for label in filled]
+    joined = torch.stack(filled, axis) if stack else torch.cat(filled, axis)
+    return joined.expand(call.outputs[0].shape)
 
 
 def shuffle(call: Call) -> Labelled:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from modelzip.core.channels.bundles import Bundle, find_bundles
 from modelzip.core.channels.resize import LAYERS
+from modelzip.core.channels.trace import trace
 from tests.architectures import build
 
 VECTOR = torch.ones(1, 3)
@@ -136,6 +137,23 @@ def test_a_vector_laid_out_as_an_image_goes_pixels_and_all() -> None:
     model = Flow(lambda m, x: m.z(m.a(x).view(len(x), -1, 2, 2)), **layers)
     found, _ = find(model, VECTOR)
     assert channels(found["a"])["a.out"] == torch.arange(24).view(6, 4).tolist()
+
+
+def test_pixels_of_zeros_belong_to_their_channels() -> None:
+    layers = {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 4, 1), "z": nn.Conv2d(4, 2, 1)}
+    model = Flow(lambda m, x: m.z(F.pad(m.a(x), (1, 1, 1, 1)) + m.b(x)), **layers)
+    found, _ = find(model, torch.ones(1, 3, 5, 5))
+    assert list(channels(found["a"])) == ["a.out", "b.out", "z.in"]
+
+
+def test_joining_large_images_takes_no_room() -> None:
+    joined = [nn.Conv2d(3, 2, 1), nn.Conv2d(5, 2, 1)]
+    model = Flow(lambda m, x: m.z(torch.cat([x, m.a(x)], 1)), a=joined[0], z=joined[1])
+    seen, outputs = trace(model.eval(), torch.ones(1, 3, 50, 50))
+    label = seen.label(outputs[0])
+    assert label is not None
+    assert label.untyped_storage().nbytes() < 1000
+    assert channels(find(model, torch.ones(1, 3, 50, 50))[0]["a"])["z.in"] == [[3], [4]]
 
 
 def test_a_norm_without_tensors_is_resized_too() -> None:
