@@ -20,8 +20,9 @@ from modelzip.measure.memory import Memory
 from modelzip.measure.parity import Parity, ParityRow
 from modelzip.report.requirements import Outcome
 from modelzip.report.widths import LatencyFit
+from modelzip.train.state import Epoch
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "report.json"
 BASELINE, COMPRESSED = "baseline", "compressed"  # names in rows of latency and of answers
 
@@ -32,7 +33,8 @@ T = TypeVar("T")
 class StepRecord:
     """One step of a run. `accuracy` is on the validation slice, a fraction, after the step.
 
-    `fit` is how a latency target was met.
+    `fit` is how a latency target was met; `curve` how a fine-tuning went, and `kept` the number of
+    the epoch whose model it left.
     """
 
     name: str
@@ -40,6 +42,8 @@ class StepRecord:
     seconds: float
     accuracy: float
     fit: LatencyFit | None = None
+    curve: tuple[Epoch, ...] = ()
+    kept: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

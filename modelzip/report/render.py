@@ -12,6 +12,7 @@ from modelzip.report import fastest
 from modelzip.report.fastest import situation, where
 from modelzip.report.record import Figures, Record
 from modelzip.report.sensitivity import SENSITIVITY, sensitivity_rows
+from modelzip.report.steps import step_sections
 from modelzip.report.text import Rows, count, kilobytes, percent, table, times
 
 _SUMMARY = ["", "original", "compressed", "ratio"]
@@ -48,6 +49,7 @@ def markdown(record: Record) -> str:
         "\n".join(f"- {line}" for line in _statistics(record)),
         _section("Requirements", _requirements(record), ["required", "limit", "measured", "met"]),
         _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
+        *step_sections(record),
         _section("Latency", _latency(record.latency), _LATENCY),
         "\n".join(f"- not measured: {line}" for line in record.missing),
         _section("Layers", _layers(record), _LAYERS),

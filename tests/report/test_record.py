@@ -14,7 +14,7 @@ def test_a_record_reads_back_from_its_json(record, tmp_path):
 
 
 def test_the_schema_has_a_version(record):
-    assert json.loads(record.to_json())["schema"] == SCHEMA == 2
+    assert json.loads(record.to_json())["schema"] == SCHEMA == 3
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path):
@@ -26,11 +26,11 @@ def test_a_folder_without_a_report_is_refused(tmp_path):
     ("text", "message"),
     [
         ("{", "is not a readable report"),
-        ("[]", "has schema None; this modelzip reads 2"),
+        ("[]", "has schema None; this modelzip reads 3"),
         ('{"schema": 99}', "has schema 99"),
-        ('{"schema": 2}', "is damaged"),
-        ('{"schema": 2, "nmae": 2}', "is damaged: Record has no field 'nmae'"),
-        ('{"schema": 2, "name": 2}', "is damaged: 2 is not of type str"),
+        ('{"schema": 3}', "is damaged"),
+        ('{"schema": 3, "nmae": 2}', "is damaged: Record has no field 'nmae'"),
+        ('{"schema": 3, "name": 2}', "is damaged: 2 is not of type str"),
     ],
 )
 def test_a_damaged_report_is_refused(tmp_path, text, message):
