@@ -19,13 +19,14 @@ from modelzip.core.channels.choice import search
 from modelzip.core.channels.plan import ChannelPlan, make_plan
 from modelzip.core.channels.resize import PRUNABLE, from_record, resize, to_record
 from modelzip.core.channels.scores import METHODS, NEEDS
-from modelzip.core.channels.survey import Goal, survey
+from modelzip.core.channels.survey import Goal, Survey, survey
 from modelzip.core.selection import select
 from modelzip.core.surgery import original_tensor
 from modelzip.errors import SettingError
 from modelzip.numerics.normalize import NORMALIZERS
 
-_GOALS = ("sparsity", "macs", "params", "latency", "widths")
+_GOALS = ("sparsity", "widths", "macs", "params", "latency")
+_RATIOS = {"macs", "params", "latency"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class PruneChannels(Pass):
     is found by following channels through one run of the model. Nothing is believed: the pruned
     model has been run and equals the original with the channels masked, or the layers concerned are
     protected. The model's outputs, tied weights, and channels that a LayerNorm or GroupNorm spans
-    are kept. One of the first five settings says how much goes.
+    are kept. How much goes is said by sparsity, by widths, or by one or more of macs, params and
+    latency, which are then all met.
 
     Attributes:
         sparsity: fraction of the channels of prunable layers to remove, in (0, 1).
@@ -88,16 +90,16 @@ class PruneChannels(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [n for n in _GOALS if getattr(self, n) is not None]
-        if len(given) != 1:
+        if not given or (len(given) > 1 and not _RATIOS.issuperset(given)):
             raise SettingError(
-                f"prune_channels needs exactly one of {', '.join(_GOALS[:-1])} and {_GOALS[-1]}, "
-                f"got {' and '.join(given) or 'none'}"
+                "prune_channels needs sparsity, or widths, or one or more of macs, params and "
+                f"latency, got {' and '.join(given) or 'none'}"
             )
         if self.sparsity is not None:
             self._set("sparsity", checks.fraction("sparsity", self.sparsity, zero=False))
         if self.widths is not None:
             self._set("widths", checks.counts("widths", self.widths, low=0))
-        for name in {*given} - {"sparsity", "widths"}:
+        for name in _RATIOS.intersection(given):
             checks.ratio(name, getattr(self, name))
         checks.choice("importance", self.importance, METHODS)
         checks.choice("normalize", self.normalize, NORMALIZERS)
@@ -135,18 +137,20 @@ class PruneChannels(Pass):
             )
         return make_plan(model, context.example_inputs, self._goal(), **self._how(model, context))
 
-    def search(self, model: nn.Module, context: Context) -> Search:
-        """What could be cut and what that costs, for settling `latency`."""
+    def search(self, model: nn.Module, context: Context) -> tuple[Goal, Survey, Search]:
+        """The goal, what could be cut, and what that costs: for settling `latency`."""
         goal = self._goal()
         there = survey(model, context.example_inputs, goal, **self._how(model, context))
-        return search(model, goal, there, context.calibration)
+        return goal, there, search(model, goal, there, context.calibration)
 
     def _goal(self) -> Goal:
-        kind = next(n for n in _GOALS if getattr(self, n) is not None)
-        value = getattr(self, kind)
         return Goal(
-            kind=kind,
-            value=checks.ratio(kind, value) if isinstance(value, str) else self.sparsity or 0.0,
+            sparsity=self.sparsity,
+            ratios={
+                name: checks.ratio(name, getattr(self, name))
+                for name in _GOALS
+                if name in _RATIOS and getattr(self, name) is not None
+            },
             widths=self.widths or {},
             scope=self.scope,
             round_to=1 if self.widths else self.round_to,

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from modelzip.core import checks, surgery
+from modelzip.core import surgery
 from modelzip.core.base import Context, Pass
 from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.candidates import Candidate, Group, Search, every, layers_of
-from modelzip.core.channels.cost import Cost
+from modelzip.core.channels.choice import divergence, left, split
+from modelzip.core.channels.survey import Goal, Survey
 from modelzip.core.prepare import Prepared
 from modelzip.errors import SettingError
 from modelzip.export.onnx import export_onnx
@@ -66,16 +67,13 @@ def settle(
         SettingError: the target is met without pruning, or by no cuts at all.
         ModelError, DataError: as of `PruneChannels.plan`.
     """
-    target = checks.ratio("latency", step.latency)
-    found = step.search(
-        model,
-        Context(
-            example_inputs=later.example_inputs, calibration=later.calibration, seed=later.seed
-        ),
+    context = Context(
+        example_inputs=later.example_inputs, calibration=later.calibration, seed=later.seed
     )
+    goal, there, found = step.search(model, context)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(step, model, later=later, folder=Path(scratch), original=original)
-        return fit(bench, found, target)
+        return fit(bench, goal, there, found)
 
 
 class Bench:
@@ -97,7 +95,13 @@ class Bench:
 
     def settled(self, widths: Mapping[str, int]) -> PruneChannels:
         return dataclasses.replace(
-            self.step, latency=None, blocks=False, scope="global", widths=dict(widths)
+            self.step,
+            macs=None,
+            params=None,
+            latency=None,
+            blocks=False,
+            scope="global",
+            widths=dict(widths),
         )
 
     def cut(self, widths: Mapping[str, int]) -> Path:
@@ -131,48 +135,45 @@ class Bench:
         return table
 
 
-def fit(bench: Bench, found: Search, target: float) -> tuple[PruneChannels, LatencyFit]:
-    """The cheapest of the cuts `found` with which the file takes `target` of the original's time.
+def fit(bench: Bench, goal: Goal, there: Survey, found: Search) -> tuple[PruneChannels, LatencyFit]:
+    """The cheapest of the cuts `found` with which the file takes the time that `goal` leaves.
 
     SettingError where it takes no more without any, or more with all of them.
     """
-    serving = bench.later.serving
-    kinds = _alike(bench, found.groups)
-    log.info("  timing %d kinds of cuts", len(kinds))
-    files = [bench.cut(layers_of(cuts)) for cuts in kinds]
-    ratios = bench.ratios([bench.dense, *files])
-    dense = float(ratios[0].max())
-    if dense <= target:
-        raise SettingError(
-            f"latency={target:g}x is met without pruning: the file takes {dense:.3f}x; ask for less"
-        )
-    saved = {
-        (cut.layer, cut.width): max(0.0, float((ratios[0] - row).mean()) / len(cuts))
-        for cuts, row in zip(kinds, ratios[1:], strict=True)
-        for cut in cuts
-    }
-    needed = dense - target
+    target = goal.ratios["latency"]
+    dense, saved = _savings(bench, there, found, target)
+
+    def saves(cut: Candidate) -> list[float]:
+        rest = left(goal, there.cost, *split([cut]))
+        return [saved[cut.layer, cut.width], *(1 - each for each in rest.values())]
+
+    aims = [target, *(ratio for kind, ratio in goal.ratios.items() if kind != "latency")]
+    needed = [dense - target, *(1 - aim for aim in aims[1:])]
     best: tuple[float, list[Candidate]] | None = None
     least = float("inf")
     for turn in range(_TURNS):
-        cuts = found.choose(lambda cut: saved[cut.layer, cut.width], needed=needed)
+        cuts = found.choose(saves, needed=needed)
         if cuts is None:
             break
         measured = float(bench.ratios([bench.cut(layers_of(cuts))], seed=turn + 1).max())
-        log.info("  %d cuts: %.3fx", len(cuts), measured)
+        reached = [measured, *left(goal, there.cost, *split(cuts)).values()]
+        log.info("  %d cuts: %s", len(cuts), ", ".join(f"{each:.3f}x" for each in reached))
         least = min(least, measured)
-        if measured <= target and (best is None or measured > best[0]):
-            best = measured, cuts
-        if _NEAR * target <= measured <= target:
-            break
-        needed += measured - target * (1 + _NEAR) / 2
+        if all(each <= aim + 1e-9 for each, aim in zip(reached, aims, strict=True)):
+            if best is None or divergence(cuts) < divergence(best[1]):
+                best = measured, cuts
+            if any(each >= _NEAR * aim for each, aim in zip(reached, aims, strict=True)):
+                break
+        middle = [target * (1 + _NEAR) / 2, *aims[1:]]
+        needed = [n + each - aim for n, each, aim in zip(needed, reached, middle, strict=True)]
     if best is None:
         raise SettingError(
-            f"latency={target:g}x cannot be met: {least:.3f}x is the least that was measured, "
+            f"{goal} cannot be met: {least:.3f}x is the least time that was measured, "
             f"{dense:.3f}x without pruning; set blocks: true, a higher max_sparsity, a lower "
-            "round_to, or ask for more time"
+            "round_to, or ask for less"
         )
     measured, cuts = best
+    serving = bench.later.serving
     how = LatencyFit(
         target=target,
         dense=dense,
@@ -198,20 +199,39 @@ def fit(bench: Bench, found: Search, target: float) -> tuple[PruneChannels, Late
     return bench.settled(layers_of(cuts)), how
 
 
-def _alike(bench: Bench, groups: Sequence[Group]) -> list[list[Candidate]]:
+def _savings(
+    bench: Bench, there: Survey, found: Search, target: float
+) -> tuple[float, dict[tuple[str, int], float]]:
+    """The time of the uncut file, and what each cut takes off, as fractions of the original's."""
+    kinds = _alike(bench, there, found.groups)
+    log.info("  timing %d kinds of cuts", len(kinds))
+    files = [bench.cut(layers_of(cuts)) for cuts in kinds]
+    ratios = bench.ratios([bench.dense, *files])
+    dense = float(ratios[0].max())
+    if dense <= target:
+        raise SettingError(
+            f"latency={target:g}x is met without pruning: the file takes {dense:.3f}x; ask for less"
+        )
+    return dense, {
+        (cut.layer, cut.width): max(0.0, float((ratios[0] - row).mean()) / len(cuts))
+        for cuts, row in zip(kinds, ratios[1:], strict=True)
+        for cut in cuts
+    }
+
+
+def _alike(bench: Bench, there: Survey, groups: Sequence[Group]) -> list[list[Candidate]]:
     """Cuts of layers of the same shapes that run on inputs of the same sizes, together."""
-    cost = Cost(bench.model, bench.later.example_inputs)
-    there = dict(bench.model.named_modules())
+    modules = dict(bench.model.named_modules())
 
     def kind(name: str) -> object:
-        shapes = tuple(tuple(p.shape) for p in there[name].parameters(recurse=False))
-        return type(there[name]).__name__, shapes, cost.layer_macs(name)
+        shapes = tuple(tuple(p.shape) for p in modules[name].parameters(recurse=False))
+        return type(modules[name]).__name__, shapes, there.cost.layer_macs(name)
 
     found: dict[Any, list[Candidate]] = defaultdict(list)
     for cut in every(groups):
         if cut.chunk is not None:
             layers = [slot.layer for slot in cut.chunk.bundle.channels]
         else:
-            layers = [name for name in there if name == cut.layer or inside(name, cut.layer)]
+            layers = [name for name in modules if name == cut.layer or inside(name, cut.layer)]
         found[cut.width, tuple(kind(name) for name in layers)].append(cut)
     return list(found.values())

@@ -74,7 +74,7 @@ def fitted(
     model, after = net(), later(*passes)
     bench = Weighed(prune, model, later=after, folder=folder, original=model)
     context = Context(example_inputs=X[:4], calibration=after.calibration)
-    return fit(bench, prune.search(model, context), float(str(prune.latency)[:-1]))
+    return fit(bench, *prune.search(model, context))
 
 
 def test_the_file_with_the_widths_found_is_the_one_measured() -> None:

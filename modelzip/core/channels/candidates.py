@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from modelzip.numerics.allocation import allocate
 
 _WIDTHS = 6  # tried of each bundle, at most
 _SAMPLES = 256  # are enough to tell cuts apart
+_WEIGHINGS = 12  # of several savings
 _PARTS = 4  # in which cuts are chosen
 _LEAST = 1e-9  # nats: even a cut that cost nothing on these samples is not made for nothing
 
@@ -55,7 +57,8 @@ class Group:
     block: Candidate | None = None
 
 
-Saved = Callable[[Candidate], float]  # what a cut alone saves, in any unit; sums are taken
+# what a cut alone saves of each of several things, in any unit; sums are taken
+Saved = Callable[[Candidate], Sequence[float]]
 
 
 class Search:
@@ -91,33 +94,33 @@ class Search:
         self._parts_made = 0
         self.groups = self._now = self._measured()
 
-    def choose(self, saved: Saved, *, needed: float) -> list[Candidate] | None:
-        """Cuts that together save `needed`; None if all that there are save less.
+    def choose(self, saved: Saved, *, needed: Sequence[float]) -> list[Candidate] | None:
+        """Cuts that together save all of `needed`; None if all that there are save less.
 
         The first call settles all parts but the last, which later calls choose anew.
         """
         while self._parts_made < _PARTS - 1:
-            part = needed * (self._parts_made + 1) / _PARTS
-            cuts = self._next(saved, needed=part)
+            share = (self._parts_made + 1) / _PARTS
+            cuts = self._next(saved, needed=[share * each for each in needed])
             if cuts is None:
                 return None
             self._made, self._parts_made = cuts, self._parts_made + 1
             self._now = self._measured()
         return self._next(saved, needed=needed)
 
-    def _next(self, saved: Saved, *, needed: float) -> list[Candidate] | None:
+    def _next(self, saved: Saved, *, needed: Sequence[float]) -> list[Candidate] | None:
         """The cuts made so far, and the cheapest further ones."""
         made = {cut.layer: cut for cut in self._made}
 
-        def more(cut: Candidate) -> float:
+        def more(cut: Candidate) -> Sequence[float]:
             if cut.chunk is None:
                 replaced = [c for c in self._made if inside(c.layer, cut.layer)]
             else:
                 replaced = [made[cut.layer]] if cut.layer in made else []
-            return saved(cut) - sum(saved(c) for c in replaced)
+            return _less(saved(cut), [saved(c) for c in replaced])
 
-        rest = needed - sum(saved(cut) for cut in self._made)
-        further = cheapest(self._now, more, needed=rest) if rest > 0 else []
+        rest = _less(needed, [saved(cut) for cut in self._made])
+        further = cheapest(self._now, more, needed=rest) if max(rest) > 0 else []
         if further is None:
             return None
         new = {cut.layer for cut in further}
@@ -172,11 +175,39 @@ class Search:
         return groups
 
 
-def cheapest(groups: Sequence[Group], saved: Saved, *, needed: float) -> list[Candidate] | None:
-    """The cuts that together save `needed`, at the least total of what each alone costs.
+def cheapest(
+    groups: Sequence[Group], saved: Saved, *, needed: Sequence[float]
+) -> list[Candidate] | None:
+    """The cuts that together save all of `needed`, at the least total of what each alone costs.
 
-    None where all cuts together save less.
+    Where several things are to be saved, their weighted sum is, and what falls short weighs more
+    the next time: then the cuts are good, not always the best. None where none were found.
     """
+    weights = [1 / each if each > 0 else 0.0 for each in needed]
+    for _ in range(_WEIGHINGS):
+        weighted = functools.partial(_weighted, saved, weights)
+        total = sum(w * each for w, each in zip(weights, needed, strict=True))
+        cuts = _knapsack(groups, weighted, needed=total)
+        if cuts is None:
+            return None
+        short = _less(needed, [saved(cut) for cut in cuts])
+        if all(each <= 1e-9 for each in short):
+            return cuts
+        weights = [1.4 * w if each > 0 else w for w, each in zip(weights, short, strict=True)]
+    return None
+
+
+def _weighted(saved: Saved, weights: Sequence[float], cut: Candidate) -> float:
+    return sum(w * each for w, each in zip(weights, saved(cut), strict=True))
+
+
+def _less(whole: Sequence[float], parts: Sequence[Sequence[float]]) -> list[float]:
+    return [each - sum(part[i] for part in parts) for i, each in enumerate(whole)]
+
+
+def _knapsack(
+    groups: Sequence[Group], saved: Callable[[Candidate], float], *, needed: float
+) -> list[Candidate] | None:
     rows = [_options(group, saved) for group in groups]
     most = [max(saving for _, saving, _ in row) for row in rows]
     if sum(most) < needed or not rows:
@@ -206,7 +237,7 @@ def layers_of(cuts: Iterable[Candidate]) -> dict[str, int]:
 Option = tuple[float, float, tuple[Candidate, ...]]  # cost, saving, cuts
 
 
-def _options(group: Group, saved: Saved) -> list[Option]:
+def _options(group: Group, saved: Callable[[Candidate], float]) -> list[Option]:
     """Every combination of cuts of a group that no other beats in both cost and saving."""
     choices = [[(), *((cut,) for cut in bundle)] for bundle in group.bundles]
     combined = [tuple(itertools.chain(*picks)) for picks in itertools.product(*choices)]

@@ -13,6 +13,7 @@ from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.bundles import Bundle
 from modelzip.core.channels.candidates import Candidate, Group, Search, every
 from modelzip.core.channels.choose import Chunk
+from modelzip.core.channels.cost import Cost
 from modelzip.core.channels.resize import Slot
 from modelzip.core.channels.survey import Goal, Survey
 from modelzip.errors import ModelError, SettingError, did_you_mean
@@ -56,25 +57,51 @@ def _in_order(goal: Goal, there: Survey) -> Sequence[Chunk]:
         there.scores, scope=goal.scope, round_to=goal.round_to, max_sparsity=goal.max_sparsity
     )
     _refuse_nothing(ordered, there)
-    if goal.kind == "sparsity":
-        taken = choose.by_sparsity(ordered, goal.value, scope=goal.scope)
+    if goal.sparsity is not None:
+        taken: Sequence[Chunk] | None = choose.by_sparsity(ordered, goal.sparsity, scope=goal.scope)
     else:
-        count = there.cost.macs if goal.kind == "macs" else there.cost.params
-        reached = choose.by_cost(ordered, goal.value * count({}), count)
-        if reached is None:
-            raise _unreachable(goal, there, count(choose.counts(ordered)) / count({}))
-        taken = reached
+        taken = choose.by_cost(ordered, lambda chunks: _excess(goal, there, chunks, ()))
+    if taken is None:
+        raise _unreachable(goal, there, ordered, ())
     if not taken:
-        raise SettingError(
-            f"{goal} removes no channel with round_to={goal.round_to}; ask for more, or lower "
-            "round_to"
-        )
+        raise _nothing(goal)
     return taken
 
 
-def _unreachable(goal: Goal, there: Survey, least: float) -> SettingError:
+def _excess(goal: Goal, there: Survey, chunks: Sequence[Chunk], dropped: Sequence[str]) -> float:
+    """The largest of what is left by what may be left; at most 1 where the goal is met."""
+    found = left(goal, there.cost, chunks, dropped)
+    return max(each / goal.ratios[kind] for kind, each in found.items())
+
+
+def left(
+    goal: Goal, cost: Cost, chunks: Sequence[Chunk], dropped: Sequence[str]
+) -> dict[str, float]:
+    """What is left of the "macs" and "params" that `goal` names, as fractions."""
+    counts = choose.counts(chunks)
+    found = {}
+    for kind in goal.ratios:
+        if kind != "latency":
+            count = cost.macs if kind == "macs" else cost.params
+            found[kind] = count(counts, dropped=dropped) / count({})
+    return found
+
+
+def _nothing(goal: Goal) -> SettingError:
     return SettingError(
-        f"{goal} cannot be met: {math.ceil(1000 * least) / 1000:.3f}x is the least with "
+        f"{goal} removes no channel with round_to={goal.round_to}; ask for more, or lower round_to"
+    )
+
+
+def _unreachable(
+    goal: Goal, there: Survey, chunks: Sequence[Chunk], dropped: Sequence[str]
+) -> SettingError:
+    least = [
+        f"{math.ceil(1000 * each) / 1000:.3f}x"
+        for each in left(goal, there.cost, chunks, dropped).values()
+    ]
+    return SettingError(
+        f"{goal} cannot be met: {' and '.join(least)} is the least with "
         f"round_to={goal.round_to}, max_sparsity={goal.max_sparsity:g} and these layers "
         f"protected: {there.protection}"
     )
@@ -82,33 +109,33 @@ def _unreachable(goal: Goal, there: Survey, least: float) -> SettingError:
 
 def _by_sensitivity(goal: Goal, there: Survey, found: Search) -> Taken:
     """The cheapest cuts; as savings do not quite add up, more or fewer are taken until it fits."""
-    count = there.cost.macs if goal.kind == "macs" else there.cost.params
-    whole = count({})
-
-    def cost(cuts: Sequence[Candidate]) -> int:
-        chunks, dropped = split(cuts)
-        return count(choose.counts(chunks), dropped=dropped)
-
-    alone = {(cut.layer, cut.width): whole - cost([cut]) for cut in every(found.groups)}
-    aim = goal.value * whole
-    needed = whole - aim
-    best: tuple[int, list[Candidate]] | None = None
+    alone = {
+        (cut.layer, cut.width): [
+            1 - each for each in left(goal, there.cost, *split([cut])).values()
+        ]
+        for cut in every(found.groups)
+    }
+    aims = list(goal.ratios.values())
+    needed = [1 - aim for aim in aims]
+    best: list[Candidate] | None = None
     for _ in range(_TURNS):
         cuts = found.choose(lambda cut: alone[cut.layer, cut.width], needed=needed)
         if cuts is None:
             break
-        reached = cost(cuts)
-        if reached <= aim and (best is None or reached > best[0]):
-            best = reached, cuts
-        needed += reached - aim
+        reached = list(left(goal, there.cost, *split(cuts)).values())
+        if all(each <= aim + 1e-9 for each, aim in zip(reached, aims, strict=True)):
+            best = cuts if best is None or divergence(cuts) < divergence(best) else best
+        needed = [n + each - aim for n, each, aim in zip(needed, reached, aims, strict=True)]
     if best is None:
-        raise _unreachable(goal, there, cost(largest(found.groups)) / whole)
-    if not best[1]:
-        raise SettingError(
-            f"{goal} removes no channel with round_to={goal.round_to}; ask for more, or lower "
-            "round_to"
-        )
-    return split(best[1])
+        raise _unreachable(goal, there, *split(largest(found.groups)))
+    if not best:
+        raise _nothing(goal)
+    return split(best)
+
+
+def divergence(cuts: Sequence[Candidate]) -> float:
+    """What the cuts cost, one by one."""
+    return sum(cut.cost.kl for cut in cuts)
 
 
 def largest(groups: Sequence[Group]) -> list[Candidate]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from modelzip.core.channels.bundles import Bundle
 from modelzip.core.channels.resize import Slot
 
+_MET = 1 + 1e-9  # a goal met exactly is met, whatever its fraction is rounded to
+
 
 class Chunk(NamedTuple):
     """Units of one bundle that go together, after the bundle's earlier chunks."""
@@ -79,14 +81,14 @@ def by_sparsity(ordered: Sequence[Chunk], sparsity: float, *, scope: str) -> lis
 
 
 def by_cost(
-    ordered: Sequence[Chunk], target: float, cost: Callable[[Mapping[Slot, int]], int]
+    ordered: Sequence[Chunk], cost: Callable[[Sequence[Chunk]], float]
 ) -> list[Chunk] | None:
-    """The fewest chunks, first ones first, that bring `cost` down to `target`; None if none do.
+    """The fewest chunks, first ones first, that bring `cost` down to 1; None if none do.
 
-    Then the later ones are put back where the target still holds.
+    Then the later ones are put back where that still holds.
     """
-    reached = lambda n: -cost(counts(ordered[:n]))  # noqa: E731  # grows with n
-    first = bisect.bisect_left(range(len(ordered) + 1), -target, key=reached)
+    reached = lambda n: -cost(ordered[:n])  # noqa: E731  # grows with n
+    first = bisect.bisect_left(range(len(ordered) + 1), -_MET, key=reached)
     if first > len(ordered):
         return None
     taken = list(ordered[:first])
@@ -95,7 +97,7 @@ def by_cost(
         if chunk.bundle in kept_whole:
             continue
         without = [other for other in taken if other is not chunk]
-        if cost(counts(without)) <= target:
+        if cost(without) <= _MET:
             taken = without
         else:
             kept_whole.add(chunk.bundle)

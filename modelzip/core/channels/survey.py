@@ -23,12 +23,12 @@ from modelzip.core.channels.verify import Trial, faults
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """How much goes: the fraction `value` of channels, all but `value` of "macs" or "params",
-    or to the `widths` given, by layer, with 0 for a block that goes whole.
+    """How much goes: the fraction `sparsity` of channels; or what leaves no more than `ratios` of
+    "macs", "params" and "latency"; or to `widths` by layer, 0 for a block that goes whole.
     """
 
-    kind: str
-    value: float = 0.0
+    sparsity: float | None = None
+    ratios: Mapping[str, float] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
     scope: str
     round_to: int
@@ -36,7 +36,9 @@ class Goal:
     blocks: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.value:g}{'' if self.kind == 'sparsity' else 'x'}"
+        if self.sparsity is not None:
+            return f"sparsity={self.sparsity:g}"
+        return " and ".join(f"{name}={ratio:g}x" for name, ratio in self.ratios.items())
 
 
 class Protection:

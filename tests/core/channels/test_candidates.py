@@ -62,7 +62,7 @@ def test_no_other_cuts_save_enough_at_less(
     problem: tuple[list[Group], dict[int, float]], needed: float
 ) -> None:
     groups, saved = problem
-    found = cheapest(groups, lambda c: saved[id(c)], needed=needed)
+    found = cheapest(groups, lambda c: [saved[id(c)]], needed=[needed])
     every_way = [
         list(itertools.chain(*rows)) for rows in itertools.product(*(choices(g) for g in groups))
     ]
@@ -78,13 +78,15 @@ def test_no_other_cuts_save_enough_at_less(
 
 def test_a_block_and_a_layer_inside_it_are_not_both_cut() -> None:
     inner, whole = cut("block.conv", 4, 1.0), cut("block", 0, 1.5)
-    found = cheapest([Group([[inner]], whole)], lambda c: 1.0 if c is inner else 1.2, needed=1.1)
+    found = cheapest(
+        [Group([[inner]], whole)], lambda c: [1.0 if c is inner else 1.2], needed=[1.1]
+    )
     assert found == [whole]
 
 
 def test_all_together_may_not_be_enough() -> None:
-    assert cheapest([Group([[cut("a", 4, 1.0)]])], lambda c: 1.0, needed=1.5) is None
-    assert cheapest([], lambda c: 1.0, needed=0.5) is None
+    assert cheapest([Group([[cut("a", 4, 1.0)]])], lambda c: [1.0], needed=[1.5]) is None
+    assert cheapest([], lambda c: [1.0], needed=[0.5]) is None
 
 
 def test_widths_name_layers_and_blocks() -> None:

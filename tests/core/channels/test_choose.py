@@ -68,7 +68,7 @@ def test_a_cost_is_met_and_nothing_more_could_be_put_back(values: list[float], g
     ordered = choose.chunks(
         scores(values[:8], values[8:]), scope="global", round_to=2, max_sparsity=0.9
     )
-    taken = choose.by_cost(ordered, goal, total)
+    taken = choose.by_cost(ordered, lambda chunks: total(choose.counts(chunks)) / goal)
     if taken is None:
         assert total(choose.counts(ordered)) > goal
         return
