@@ -387,7 +387,7 @@ def attempt(model: nn.Module, inputs: Any, **settings: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "inputs", "text"),
     [
-        (Fixed, torch.ones(2, 6), "can prune none of the layers: 'a' pruned, it fails: shape"),
+        (Fixed, torch.ones(2, 6), "can prune none of the layers: 'a' pruned, it fails: mat1"),
         (Fixed, torch.ones(2, 7), "Fixed does not run on the example inputs: mat1 and mat2"),
         (NoTensor, torch.ones(2, 6), "NoTensor returns no tensor that depends on its parameters"),
         (Infinite, torch.ones(2, 6), "does not run on the example inputs: its outputs are not fin"),

@@ -124,6 +124,11 @@ class PrunedAttention(nn.MultiheadAttention):
         return weights @ v, weights
 
 
+def can_lose_heads(module: nn.Module) -> bool:
+    """Whether `module` is PyTorch's own attention, pruned or not, and no class derived from it."""
+    return type(module) in (nn.MultiheadAttention, PrunedAttention)
+
+
 def keep_heads(module: nn.MultiheadAttention, channels: Tensor) -> None:
     """Keep only `channels` of the slot "out" of attention, in place: whole heads, ascending.
 
@@ -195,12 +200,12 @@ def attention_channels(
         if not isinstance(module, nn.MultiheadAttention):
             continue
         parts = [n for n, _ in module.named_modules(prefix=name)]
-        if type(module) not in (nn.MultiheadAttention, PrunedAttention):
+        if any(is_parametrized(part) for part in module.modules()):
+            reasons[name] = "computes its weights; prune heads before that is attached"
+        elif not can_lose_heads(module):
             reasons[name] = f"is a {type(module).__name__}, whose forward may count its heads"
         elif hit := next((part for part in parts if part in tied), None):
             reasons[name] = f"{tied[hit]} are tied"
-        elif any(is_parametrized(part) for part in module.modules()):
-            reasons[name] = "computes its weights; prune heads before that is attached"
         elif module.num_heads == 1:
             reasons[name] = "has one head"
         else:

@@ -124,6 +124,9 @@ def _measure(model: nn.Module, inputs: Any) -> tuple[dict[str, int], dict[str, i
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and name in inner:
+            layers[name] = inner[name]  # all of it follows its heads
     return {"": counter.total, **inner}, layers
 
 
@@ -134,15 +137,19 @@ _FORMULAS = {
 }
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts multiply-accumulates by torch's own formulas.
 
     `torch.utils.flop_counter.FlopCounterMode` does too, and loads torch's compiler for it.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # by default the first op imports all of torch.compile, for some seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

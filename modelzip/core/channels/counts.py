@@ -6,18 +6,23 @@ likely ones first, until the pruned model equals the masked one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from modelzip.core.channels import choose
+from modelzip.core.channels.attention import plain_attention
 from modelzip.core.channels.attributes import integers
 from modelzip.core.channels.bundles import Bundle
 from modelzip.core.channels.choose import Chunk
+from modelzip.core.channels.slots import Slot
 from modelzip.core.channels.verify import Trial
+from modelzip.core.running import call, evaluating
 
 Counting = tuple[str, str]  # a module and its attribute
 _TRIALS = 32  # sets of attributes tried of one module
@@ -37,7 +42,7 @@ def attributes_after(taken: Sequence[Chunk]) -> dict[str, dict[str, int]]:
 
 
 def with_counts(
-    model: nn.Module, trial: Trial, probes: Sequence[Chunk]
+    model: nn.Module, inputs: Any, trial: Trial, probes: Sequence[Chunk]
 ) -> tuple[list[Chunk], dict[Bundle, str]]:
     """`probes` with what counts the units of their bundles, and why others cannot shrink.
 
@@ -51,7 +56,7 @@ def with_counts(
         each = _candidates(model, probe.bundle)
         alike = _alike(model, probe.bundle)
         if each and alike not in known:
-            known[alike] = _search(trial, probe, each)
+            known[alike] = _search(_stages(model, inputs, trial, probe.bundle), probe, each)
         counting = known.get(alike, []) if each else []
         if isinstance(counting, str):
             fixed[probe.bundle] = counting
@@ -91,18 +96,63 @@ def _alike(model: nn.Module, bundle: Bundle) -> object:
     return tuple((type(m), tuple(sorted(integers(m).items()))) for m in owners), shapes
 
 
-def _search(trial: Trial, probe: Chunk, each: Mapping[Counting, int]) -> list[int] | str:
+_Stage = tuple[Trial, str]  # of a part of the model, and its name with a dot
+
+
+def _stages(model: nn.Module, inputs: Any, trial: Trial, bundle: Bundle) -> Iterator[_Stage]:
+    """Trials of the module around the bundle, which is quick, and of the whole model."""
+    names = [slot.layer for slot in bundle.channels] + sorted(bundle.owners)
+    parts = [name.split(".") for name in names if name]
+    common = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    root = ".".join(level[0] for level in common)
+    module = model.get_submodule(root)
+    if module is not model and "" not in names:
+        given = _given_to(model, module, inputs)
+        if given is not None:
+            yield Trial(module, given, jitter=True), f"{root}."
+    yield trial, ""
+
+
+class _ReachedError(Exception):
+    """Stops a run that is of no further use."""
+
+
+def _given_to(model: nn.Module, module: nn.Module, inputs: Any) -> Any:
+    """The arguments of the first call of `module`; None if it is not called, or by keywords."""
+    found: list[Any] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(None if kwargs else args)
+        raise _ReachedError
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with evaluating(model), plain_attention(), contextlib.suppress(_ReachedError):
+            call(model, inputs)
+    finally:
+        handle.remove()
+    return found[0] if found else None
+
+
+def _search(
+    stages: Iterable[_Stage], probe: Chunk, each: Mapping[Counting, int]
+) -> list[int] | str:
     """Which of the attributes `each` follow the units of `probe`, or why none do."""
-    removed = choose.removed([probe])
-    order = list(each)
-    first = None
-    for some in itertools.islice(_sets(probe.bundle, each), _TRIALS):
-        bundle = replace(probe.bundle, counts={key: each[key] for key in some})
-        problem = trial.fault(removed, attributes_after([probe._replace(bundle=bundle)]))
-        if problem is None:
-            return [order.index(key) for key in some]
-        first = first or problem
-    return because(probe.bundle, str(first))
+    order, problem = list(each), None
+    for trial, prefix in stages:
+        removed = {
+            Slot(slot.layer.removeprefix(prefix), slot.side): index
+            for slot, index in choose.removed([probe]).items()
+        }
+        for some in itertools.islice(_sets(probe.bundle, each), _TRIALS):
+            bundle = replace(probe.bundle, counts={key: each[key] for key in some})
+            after = attributes_after([probe._replace(bundle=bundle)])
+            inside = {f"{owner}.".removeprefix(prefix).rstrip("."): v for owner, v in after.items()}
+            found = trial.fault(removed, inside)
+            if found is None:
+                return [order.index(key) for key in some]
+            problem = problem or found
+    return because(probe.bundle, str(problem))
 
 
 def _sets(bundle: Bundle, each: Mapping[Counting, int]) -> Iterator[list[Counting]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from modelzip.core.running import convert
 
@@ -16,28 +19,32 @@ _SAMPLES = 256
 
 
 def perturbed(model: nn.Module) -> dict[int, Tensor]:
-    """By `id`, new values for what could hide a channel: vectors, and weights that are all alike.
+    """By `id`, new values for what could hide a channel: weights, scales and statistics all alike.
 
-    Weights that differ from each other are left out, so that large models take no memory.
+    Values that differ from each other hide nothing and are left out: large models take no memory.
 
     >>> layer = nn.Linear(16, 16)
-    >>> perturbed(layer).keys() == {id(layer.bias)}
-    True
+    >>> perturbed(layer)
+    {}
     >>> _ = nn.init.zeros_(layer.weight)
-    >>> perturbed(layer).keys() == {id(layer.bias), id(layer.weight)}
+    >>> perturbed(layer).keys() == {id(layer.weight)}
     True
     """
     generator = torch.Generator().manual_seed(0)
-    stored = model.state_dict(keep_vars=True)
-    lines = {id(t): name for name, t in stored.items() if t.dim() <= 1}
+    positive = {
+        id(module.running_var)
+        for module in model.modules()
+        if isinstance(module, (_BatchNorm, _InstanceNorm))
+    }
+    lines = (buffer for buffer in model.buffers() if buffer.dim() == 1)
     found: dict[int, Tensor] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        parameter = isinstance(tensor, nn.Parameter)
+    for tensor in itertools.chain(model.parameters(), lines):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        if id(tensor) in lines or (parameter and (_is_line(tensor) or _alike(tensor))):
-            positive = lines.get(id(tensor), "").endswith("running_var")
-            new = _noisy(tensor.detach(), generator, positive=positive)
+        some = _sample(tensor)
+        if 2 * len(set(some)) <= len(some) + 1 or max(map(abs, some)) < _TINY**2:
+            new = _noisy(tensor.detach(), generator, some, positive=id(tensor) in positive)
+            parameter = isinstance(tensor, nn.Parameter)
             found[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if parameter else new
     return found
 
@@ -45,25 +52,25 @@ def perturbed(model: nn.Module) -> dict[int, Tensor]:
 def perturbed_inputs(inputs: Any) -> Any:
     """`inputs` with noise in every tensor of floats."""
     generator = torch.Generator().manual_seed(1)
-    return convert(
-        inputs, lambda t: _noisy(t, generator) if t.is_floating_point() and t.numel() else t
-    )
+
+    def noisy(tensor: Tensor) -> Tensor:
+        floats = tensor.is_floating_point() and tensor.numel()
+        return _noisy(tensor, generator, _sample(tensor)) if floats else tensor
+
+    return convert(inputs, noisy)
 
 
-def _is_line(tensor: Tensor) -> bool:
-    return tensor.numel() == max(tensor.shape)
+def _sample(tensor: Tensor) -> list[float]:
+    values = tensor.detach().flatten()
+    found: list[float] = values[:: max(1, len(values) // _SAMPLES)].tolist()
+    return found
 
 
-def _alike(tensor: Tensor) -> bool:
-    """Whether many values of a weight are the same, or it is next to zero."""
-    step = max(1, tensor.numel() // _SAMPLES)
-    some = tensor.detach().flatten()[::step]
-    return len(set(some.tolist())) <= len(some) // 2 or float(some.abs().max()) < _TINY**2
-
-
-def _noisy(tensor: Tensor, generator: torch.Generator, *, positive: bool = False) -> Tensor:
+def _noisy(
+    tensor: Tensor, generator: torch.Generator, some: list[float], *, positive: bool = False
+) -> Tensor:
     noise = torch.randn(tensor.shape, generator=generator).to(tensor)
     if positive:
         return tensor * (1 + noise.abs())
-    scale = float(tensor.float().square().mean()) ** 0.5
+    scale = math.sqrt(sum(value * value for value in some) / len(some))
     return tensor + noise * (_AMOUNT * (scale if scale > _TINY else 1.0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from modelzip.core.channels.attention import keep_heads, plain_encoders
+from modelzip.core.channels.attention import can_lose_heads, keep_heads, plain_encoders
 from modelzip.core.channels.attributes import Attributes, set_attributes
 from modelzip.core.channels.slots import (
     LAYERS,
@@ -100,6 +100,8 @@ def from_record(model: nn.Module, record: object) -> dict[Slot, list[int]]:
         raise SettingError("the record of prune_channels is damaged: it names no layer")
     for name, layer in record.items():
         width = widths(modules[name]) if name in modules else {}
+        if isinstance(modules.get(name), nn.MultiheadAttention):
+            width = width if can_lose_heads(modules[name]) else {}
         if not width or not isinstance(layer, dict) or type(layer.get("parameters")) is not int:
             raise SettingError(
                 f"prune_channels cannot restore {name!r}: no such layer, or a damaged entry"
@@ -108,7 +110,7 @@ def from_record(model: nn.Module, record: object) -> dict[Slot, list[int]]:
             if side not in width or not isinstance(layer[side], dict):
                 raise SettingError(f"prune_channels cannot restore {name!r}: no side {side!r}")
             kept[Slot(name, side)] = _checked(name, side, layer[side], width[side])
-        _check_groups(name, modules[name], kept)
+        _check_whole(name, modules[name], kept)
     return kept
 
 
@@ -135,7 +137,14 @@ def _checked(name: str, side: str, entry: Mapping[str, Any], width: int) -> list
     return index
 
 
-def _check_groups(name: str, module: nn.Module, kept: Mapping[Slot, list[int]]) -> None:
+def _check_whole(name: str, module: nn.Module, kept: Mapping[Slot, list[int]]) -> None:
+    if isinstance(module, nn.MultiheadAttention):
+        index, width = kept.get(Slot(name, "out"), []), module.head_dim
+        if index != [i - i % width + n for i in index[::width] for n in range(width)]:
+            raise SettingError(
+                f"prune_channels cannot restore {name!r}: attention loses whole heads, of {width} "
+                "channels each"
+            )
     count = groups(module)
     if count == 1:
         return

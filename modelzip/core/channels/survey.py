@@ -137,7 +137,7 @@ def _prunable(
             )
             protection.add([bundle], reason)
     trial = Trial(model, inputs, jitter=True)
-    probes, fixed = with_counts(model, trial, probes)
+    probes, fixed = with_counts(model, inputs, trial, probes)
     harmed = broken(trial, probes)
     for bundle, reason in (fixed | harmed).items():
         protection.add([bundle], reason)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from modelzip.core import surgery
 from modelzip.core.channels.attention import plain_attention
@@ -15,7 +16,7 @@ from modelzip.core.channels.attributes import Attributes
 from modelzip.core.channels.jitter import perturbed, perturbed_inputs
 from modelzip.core.channels.resize import resize
 from modelzip.core.channels.slots import Slot, axes, widths
-from modelzip.core.running import call, convert, forked_rng, rows, tensors
+from modelzip.core.running import call, convert, evaluating, forked_rng, rows, tensors
 from modelzip.errors import ModelError, first_line
 
 Removed = Mapping[Slot, Tensor]
@@ -47,8 +48,8 @@ class Trial:
 
     The copies share all tensors that are the same. Where rounding could explain a difference, small
     models are compared again in float64. With `jitter`, what could hide a wrong channel is
-    perturbed, such as a scale still at zero. Without it, a second batch size and a pass in training
-    mode are tried too, where the original takes them.
+    perturbed, such as a scale still at zero. Without it, a pass in training mode is tried too, on a
+    batch of another size where the original takes that.
 
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
     >>> trial = Trial(model, torch.ones(1, 1))
@@ -113,7 +114,7 @@ class Trial:
             if problem and self._small:  # rounding may be all there is to it
                 problem = self._exactly(problem, removed, attributes)
             if problem is None and not self._jitter:
-                problem = self._elsewhere(pruned, removed)
+                problem = self._training(pruned)
         except Exception as error:  # the model's own code may raise anything
             return f"pruned, it fails: {first_line(error)}"
         return problem
@@ -124,31 +125,23 @@ class Trial:
         if _unfit(self._model, exact) is not None:
             return problem
         pruned = _pruned(self._model, exact, removed, attributes)
-        masked = _masked(self._model, exact, removed)
-        return _difference(_outputs(pruned, exact.given), _outputs(masked, exact.given))
+        masked = _masked_outputs(self._model, exact, removed)
+        return _difference(_outputs(pruned, exact.given), masked)
 
     def _masked_outputs(self, removed: Removed) -> list[Tensor]:
         """Those of the masked model, remembered for as long as the same channels go."""
         if self._masked is None or self._masked[0] is not removed:
-            masked = _masked(self._model, self._setup, removed)
-            self._masked = removed, _outputs(masked, self._setup.given)
+            self._masked = removed, _masked_outputs(self._model, self._setup, removed)
         return self._masked[1]
 
-    def _elsewhere(self, pruned: nn.Module, removed: Removed) -> str | None:
-        """What is wrong on one row, and in training mode, which `pruned` is left in."""
-        given = rows(self._setup.given, 1)
-        ours = _attempt(pruned, given)
-        known = [t[:1] if t.dim() else t for t in self._masked_outputs(removed)]
-        if ours is None or _difference(ours, known):
-            one = self._setup._replace(given=given)
-            if _unfit(self._model, one) is None:  # the original may have a fixed batch size
-                theirs = _outputs(_masked(self._model, one, removed), given)
-                if problem := _difference(_outputs(pruned, given), theirs):
-                    return problem
-        given = self._setup.given
-        if _attempt(pruned.train(), given) is None:
-            original = _twin(self._model, self._setup.values).train()
-            return "pruned, it fails in training mode" if _attempt(original, given) else None
+    def _training(self, pruned: nn.Module) -> str | None:
+        """What is wrong in training mode, which `pruned` is left in."""
+        pruned.train()
+        for given in (rows(self._setup.given, _ROWS + 1), self._setup.given):
+            if _attempt(pruned, given) is not None:
+                return None
+            if _attempt(_twin(self._model, self._setup.values).train(), given) is not None:
+                return "pruned, it fails in training mode"
         return None
 
 
@@ -201,18 +194,69 @@ def _pruned(model: nn.Module, setup: _Setup, removed: Removed, attributes: Attri
     return twin
 
 
-def _masked(model: nn.Module, setup: _Setup, removed: Removed) -> nn.Module:
-    """`model` with zeros for the weights that read the channels `removed`."""
+def _masked_outputs(model: nn.Module, setup: _Setup, removed: Removed) -> list[Tensor]:
+    """What `model` returns with zeros for what layers read of the channels `removed`.
+
+    Zeros are put into what layers are given, so that no weight is copied; or into the weights of
+    layers that are never called as modules.
+    """
+    read = {
+        slot.layer: index
+        for slot, index in removed.items()
+        if slot.side == "in" and "in" in axes(model.get_submodule(slot.layer)).get("weight", ())
+    }
+    called: set[str] = set()
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(_masking(name, index, called))
+        for name, index in read.items()
+    ]
+    try:
+        outputs = _outputs_with(model, setup.values, setup.given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if called == read.keys():
+        return outputs
     values = dict(setup.values)
-    for slot, index in removed.items():
-        module = model.get_submodule(slot.layer)
-        along = axes(module).get("weight", ())
-        if slot.side == "in" and "in" in along:
-            weight = getattr(module, "weight")  # noqa: B009
-            known = values.get(id(weight), weight)
-            new = known.detach().index_fill(along.index("in"), index.to(known.device), 0.0)
-            values[id(weight)] = nn.Parameter(new, requires_grad=known.requires_grad)
-    return _twin(model, values)
+    for name, index in read.items():
+        module = model.get_submodule(name)
+        axis = axes(module)["weight"].index("in")
+        weight = getattr(module, "weight")  # noqa: B009
+        known = values.get(id(weight), weight)
+        new = known.detach().index_fill(axis, index.to(known.device), 0.0)
+        values[id(weight)] = nn.Parameter(new, requires_grad=known.requires_grad)
+    return _outputs_with(model, values, setup.given)
+
+
+def _masking(name: str, index: Tensor, called: set[str]) -> Callable[..., Any]:
+    def hook(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not given:  # by keyword
+            return given
+        called.add(name)
+        source, *rest = given
+        axis = source.dim() - 1 - (len(module.kernel_size) if isinstance(module, _ConvNd) else 0)
+        return source.index_fill(axis, index.to(source.device), 0.0), *rest
+
+    return hook
+
+
+def _outputs_with(model: nn.Module, values: Mapping[int, Tensor], given: Any) -> list[Tensor]:
+    """What `model` returns in eval mode with `values` in place of some tensors, by `id`."""
+    places: list[tuple[dict[str, Any], str, Tensor]] = []
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and (id(tensor) in values or held is module._buffers):
+                    places.append((cast(dict[str, Any], held), name, tensor))
+    try:
+        for store, name, tensor in places:
+            new = values.get(id(tensor), tensor)
+            store[name] = new if isinstance(new, nn.Parameter) else new.clone()
+        with evaluating(model):
+            return _outputs(model, given)
+    finally:
+        for store, name, tensor in places:
+            store[name] = tensor
 
 
 def _in_float64(model: nn.Module, setup: _Setup) -> _Setup:
@@ -247,7 +291,7 @@ def _attempt(model: nn.Module, given: Any) -> list[Tensor] | None:
 def _unfit(model: nn.Module, setup: _Setup) -> str | None:
     """Why nothing can be compared in this setup; None if the original runs in it."""
     try:
-        outputs = _outputs(_twin(model, setup.values), setup.given)
+        outputs = _outputs_with(model, setup.values, setup.given)
     except Exception as error:  # the model's own code may raise anything
         return first_line(error)
     finite = all(bool(torch.isfinite(output).all()) for output in outputs)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from modelzip.core.channels import verify
 from modelzip.core.channels.resize import Slot
 from modelzip.core.channels.verify import Trial, faults
+from modelzip.errors import ModelError
 
 CUT = {Slot("0", "out"): torch.tensor([1]), Slot("2", "in"): torch.tensor([1])}
 
@@ -94,3 +97,124 @@ class OneRow(nn.Sequential):
 def test_a_fixed_batch_size_is_respected() -> None:
     model = OneRow(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     assert Trial(model, torch.ones(1, 2)).fault(CUT) is None
+
+
+def hidden(width: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def test_the_model_stays_as_it_is() -> None:
+    class Counting(nn.Sequential):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(*layers)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x.mul_(2.0))
+
+    model, x = Counting(*hidden(), nn.BatchNorm1d(2)).train(), torch.randn(3, 2)
+    given = x.clone()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = list(model.parameters())
+    for jitter in (True, False):
+        trial = Trial(model, x, jitter=jitter)
+        assert trial.fault(CUT) is None
+        assert trial.fault({**CUT, Slot("2", "in"): torch.tensor([2])}) is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert torch.equal(x, given)
+    assert model.training
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_rounding_is_not_taken_for_a_wrong_channel() -> None:
+    """The outputs are a small difference of large values, of which float32 keeps few digits."""
+    model = hidden()
+    with torch.no_grad():
+        model[0].bias.fill_(1e4)
+        model[2].weight.copy_(torch.tensor([[1.1, 0.3, -0.6, -0.8]]).expand(2, 4))
+    model[0].bias.data[1] = 3.0
+    assert Trial(model, torch.randn(3, 2)).fault(CUT) is None
+
+
+def test_a_large_model_is_not_copied_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_SMALL", 10)
+    monkeypatch.setattr(verify, "_in_float64", None)  # fails if called
+    assert Trial(hidden(), torch.randn(3, 2)).fault(CUT) is None
+    wrong = Trial(hidden(), torch.randn(3, 2)).fault({**CUT, Slot("2", "in"): torch.tensor([2])})
+    assert wrong is not None
+    assert wrong.startswith("pruned, the outputs differ")
+
+
+class Scaled(nn.Module):
+    """A branch that adds next to nothing yet, as those of new networks do."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.full((2,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.b(torch.relu(self.a(x)))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6])
+def test_jitter_shows_what_a_scale_hides(scale: float) -> None:
+    torch.manual_seed(0)
+    model, x = Scaled(scale), torch.randn(3, 2)
+    wrong = {Slot("a", "out"): torch.tensor([1]), Slot("b", "in"): torch.tensor([2])}
+    right = {Slot("a", "out"): torch.tensor([1]), Slot("b", "in"): torch.tensor([1])}
+    trial = Trial(model, x, jitter=True)
+    assert trial.fault(right) is None
+    assert trial.fault(wrong) is not None
+
+
+class Reading(nn.Module):
+    """Its layers are used in three ways: called, by keyword, and by their weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.b(torch.tanh(self.a(x))))
+        x = torch.tanh(self.c(input=x))
+        return nn.functional.linear(x, self.d.weight, self.d.bias)
+
+
+@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "c"), ("c", "d")])
+def test_masks_reach_layers_however_they_are_used(first: str, second: str) -> None:
+    torch.manual_seed(0)
+    trial = Trial(Reading(), torch.randn(3, 4))
+    gone = torch.tensor([1, 3])
+    assert trial.fault({Slot(first, "out"): gone, Slot(second, "in"): gone}) is None
+    wrong = trial.fault({Slot(first, "out"): gone, Slot(second, "in"): torch.tensor([1, 2])})
+    assert wrong is not None
+
+
+def test_masks_lie_along_the_channels_of_images_without_a_batch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.ConvTranspose2d(5, 2, 1))
+    gone = torch.tensor([0, 3])
+    removed = {Slot("0", "out"): gone, Slot("2", "in"): gone}
+    for shape in ((2, 3, 4, 4), (3, 4, 4)):
+        assert Trial(model, torch.randn(shape)).fault(removed) is None
+
+
+class Picky(nn.Sequential):
+    """Takes no values that differ from whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / (x == x.round()).float().prod())
+
+
+def test_jitter_is_left_out_where_the_model_does_not_take_it() -> None:
+    model = Picky(*hidden())
+    assert Trial(model, torch.ones(3, 2), jitter=True).fault(CUT) is None
+
+
+def test_a_model_that_does_not_run_is_refused() -> None:
+    with pytest.raises(ModelError, match="Sequential does not run on the example inputs: mat1"):
+        Trial(hidden(), torch.ones(3, 7)).fault(CUT)
