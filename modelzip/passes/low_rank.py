@@ -35,7 +35,7 @@ class LowRank(Pass):
         params: parameters to leave at most, such as "0.6x". Both choose the ranks of all layers
             together, by the largest product of the energies kept; or
         ranks: the rank of some layers, by glob over their names; [in, out] for the core of a
-            convolution, or one for both; or
+            convolution, or one for both, as far as the layer is that wide; or
         latency: time of the file to leave at most, such as "0.7x"; a recipe settles it by timing.
         whiten: weigh errors by the inputs of each layer, which needs calibration batches; without,
             errors of the weights count alike.
@@ -194,9 +194,10 @@ def _named(
                 f"{did_you_mean(pattern, layers)}"
             )
         for name in hit:
-            length = len(rank_limits(layers[name]))
-            found.setdefault(name, (rank,) * length if isinstance(rank, int) else tuple(rank))
-    return found
+            limits = rank_limits(layers[name])
+            wanted = tuple(rank) if isinstance(rank, list) else tuple(min(rank, n) for n in limits)
+            found.setdefault(name, wanted)
+    return {name: found[name] for name in layers if name in found}
 
 
 def _rows(

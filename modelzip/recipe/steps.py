@@ -22,8 +22,9 @@ from modelzip.data.base import Splits, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.errors import SettingError
 from modelzip.passes.int8 import Int8
+from modelzip.passes.low_rank import LowRank
 from modelzip.passes.prune_channels import PruneChannels
-from modelzip.recipe import latency
+from modelzip.recipe import latency, low_rank
 from modelzip.recipe.keep_float import Bench, Serving, settle
 from modelzip.recipe.schema import settings, step_name
 from modelzip.report.record import StepRecord, decode, write
@@ -165,7 +166,7 @@ def settled(
     """
     step = steps[0]
     assert isinstance(step, Pass)  # noqa: S101
-    if _untimed(step) is step:
+    if _untimed(step) is step and not isinstance(step, LowRank):
         return step, None
     if path.exists():
         return _read_settled(path)
@@ -181,7 +182,7 @@ def settled(
             seed=shop.seed,
         )
         found: Pass = settle(bench, accuracy=lambda model: validation_accuracy(model, shop))
-    elif isinstance(step, PruneChannels):
+    else:
         later = latency.Later(
             passes=[_untimed(s) for s in steps[1:] if isinstance(s, Pass)],
             example_inputs=shop.example_inputs,
@@ -190,7 +191,10 @@ def settled(
             serving=shop.serving,
             seed=shop.seed,
         )
-        found, fit = latency.settle(step, model, original=original, later=later)
+        if isinstance(step, LowRank):
+            found = low_rank.settle(step, model, original=original, later=later)
+        elif isinstance(step, PruneChannels):
+            found, fit = latency.settle(step, model, original=original, later=later)
     entry = {"name": found.name, "settings": settings(found), "fit": fit}
     write(path, json.dumps(entry, default=dataclasses.asdict))
     return found, fit
@@ -213,6 +217,8 @@ def _untimed(step: Pass) -> Pass:
         return dataclasses.replace(
             step, latency=None, blocks=False, scope="layer", sparsity=min(0.5, step.max_sparsity)
         )
+    if isinstance(step, LowRank) and step.latency is not None:
+        return dataclasses.replace(step, latency=None, energy=0.5)
     return step
 
 

@@ -144,7 +144,7 @@ def _options(
 def _pick(
     model: nn.Module, rows: Mapping[str, Sequence[Option]], total: int, goal: Goal
 ) -> dict[str, Option]:
-    if goal.kind not in ("macs", "params"):
+    if not rows or goal.kind not in ("macs", "params"):
         return {name: ranks.by_energy(row, goal.value) for name, row in rows.items()}
     if goal.kind == "params":
         total = sum(parameter.numel() for parameter in model.parameters())
