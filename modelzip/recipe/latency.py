@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 _ROUNDS = 30
 _BUDGET_S = 60.0  # for the candidates at one batch size
-_TURNS = 5  # files timed to meet the target
+_TURNS = 6  # files timed to meet the target
+_STEP = 0.7  # of what a file was off by: the whole of it overshoots where goals pull apart
 _NEAR = 0.97  # of the target: a file that takes less could have kept more
 
 
@@ -165,7 +166,9 @@ def fit(bench: Bench, goal: Goal, there: Survey, found: Search) -> tuple[PruneCh
             if any(each >= _NEAR * aim for each, aim in zip(reached, aims, strict=True)):
                 break
         middle = [target * (1 + _NEAR) / 2, *aims[1:]]
-        needed = [n + each - aim for n, each, aim in zip(needed, reached, middle, strict=True)]
+        needed = [
+            n + _STEP * (each - aim) for n, each, aim in zip(needed, reached, middle, strict=True)
+        ]
     if best is None:
         raise SettingError(
             f"{goal} cannot be met: {least:.3f}x is the least time that was measured, "

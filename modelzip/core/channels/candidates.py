@@ -22,7 +22,7 @@ from modelzip.numerics.allocation import allocate
 
 _WIDTHS = 6  # tried of each bundle, at most
 _SAMPLES = 256  # are enough to tell cuts apart
-_WEIGHINGS = 12  # of several savings
+_WEIGHINGS = 20  # of several savings
 _PARTS = 4  # in which cuts are chosen
 _LEAST = 1e-9  # nats: even a cut that cost nothing on these samples is not made for nothing
 
@@ -180,20 +180,24 @@ def cheapest(
 ) -> list[Candidate] | None:
     """The cuts that together save all of `needed`, at the least total of what each alone costs.
 
-    Where several things are to be saved, their weighted sum is, and what falls short weighs more
-    the next time: then the cuts are good, not always the best. None where none were found.
+    Where several things are to be saved, their weighted sum is, and more is asked the next time of
+    what falls short: then the cuts are good, not always the best. None where none were found.
     """
+    asked = list(needed)
     weights = [1 / each if each > 0 else 0.0 for each in needed]
     for _ in range(_WEIGHINGS):
         weighted = functools.partial(_weighted, saved, weights)
-        total = sum(w * each for w, each in zip(weights, needed, strict=True))
+        total = sum(w * each for w, each in zip(weights, asked, strict=True))
         cuts = _knapsack(groups, weighted, needed=total)
         if cuts is None:
             return None
         short = _less(needed, [saved(cut) for cut in cuts])
         if all(each <= 1e-9 for each in short):
             return cuts
-        weights = [1.4 * w if each > 0 else w for w, each in zip(weights, short, strict=True)]
+        for index, each in enumerate(short):
+            if each > 0:  # ask for more of it, and let it weigh more
+                asked[index] += each
+                weights[index] *= 1.2
     return None
 
 

@@ -89,6 +89,34 @@ def test_all_together_may_not_be_enough() -> None:
     assert cheapest([], lambda c: [1.0], needed=[0.5]) is None
 
 
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.lists(SAVINGS, min_size=12, max_size=12), st.floats(0.1, 0.9))
+def test_two_goals_are_both_met(
+    problem: tuple[list[Group], dict[int, float]], others: list[float], share: float
+) -> None:
+    groups, saved = problem
+    other = {id(one): value for one, value in zip(every(groups), others * 2, strict=False)}
+    most = [largest_of(groups, table) for table in (saved, other)]
+    found = cheapest(
+        groups, lambda c: [saved[id(c)], other[id(c)]], needed=[share * each for each in most]
+    )
+    if found is not None:
+        for table, each in zip((saved, other), most, strict=True):
+            assert sum(table[id(c)] for c in found) >= share * each - 1e-6
+
+
+def largest_of(groups: list[Group], table: dict[int, float]) -> float:
+    return sum(max(sum(table[id(c)] for c in way) for way in choices(g)) for g in groups)
+
+
+def test_two_goals_pull_two_ways() -> None:
+    fast, small = cut("a", 4, 1.0), cut("b", 4, 1.0)
+    groups = [Group([[fast]]), Group([[small]])]
+    saves = {id(fast): [1.0, 0.1], id(small): [0.1, 1.0]}
+    assert cheapest(groups, lambda c: saves[id(c)], needed=[0.9, 0.0]) == [fast]
+    assert cheapest(groups, lambda c: saves[id(c)], needed=[0.9, 0.9]) == [fast, small]
+
+
 def test_widths_name_layers_and_blocks() -> None:
     assert layers_of([cut("a", 4, 1.0), cut("block", 0, 1.0)]) == {"a": 4, "block": 0}
 
