@@ -17,7 +17,7 @@ from torch import nn
 from modelzip.core import registry, surgery
 from modelzip.core.base import Pass, PassReport
 from modelzip.core.prepare import Prepared, load_prepared
-from modelzip.core.running import call, evaluating
+from modelzip.core.running import as_batches, call, evaluating
 from modelzip.data.base import Splits, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.errors import SettingError
@@ -29,7 +29,7 @@ from modelzip.recipe.keep_float import Bench, Serving, settle
 from modelzip.recipe.schema import settings, step_name
 from modelzip.report.record import StepRecord, decode, write
 from modelzip.report.widths import LatencyFit
-from modelzip.train.finetune import FineTune, finetune, training_steps
+from modelzip.train.finetune import FineTune, FineTuneReport, finetune, training_steps
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def carry_out(
         # each step has its own stream of random numbers, so that a resumed run draws the same
         torch.manual_seed(shop.seed + index)
         start = time.perf_counter()
-        fit = None
+        fit, trained = None, None
         if isinstance(step, Pass):
             to_come = _steps_to_come(steps[index:], shop)
             path = folder / f"step-{index + 1}.settled.json"
@@ -130,7 +130,7 @@ def carry_out(
         else:
             teacher = original if step.distill else None
             path = folder / f"step-{index + 1}.training"
-            _train(prepared, step, shop, path, teacher=teacher, progress=progress)
+            trained = _train(prepared, step, shop, path, teacher=teacher, progress=progress)
         seconds = time.perf_counter() - start
         done.append(
             StepRecord(
@@ -139,6 +139,8 @@ def carry_out(
                 seconds=seconds,
                 accuracy=validation_accuracy(prepared.model, shop),
                 fit=fit,
+                curve=trained.curve if trained else (),
+                kept=trained.kept.number if trained else None,
             )
         )
         log.info("  %.2f %% on validation after %.1f s", 100 * done[-1].accuracy, seconds)
@@ -186,7 +188,7 @@ def settled(
         later = latency.Later(
             passes=[_untimed(s) for s in steps[1:] if isinstance(s, Pass)],
             example_inputs=shop.example_inputs,
-            calibration=shop.calibration,
+            calibration=as_batches(shop.calibration),
             training_steps=_steps_to_come(steps, shop),
             serving=shop.serving,
             seed=shop.seed,
@@ -236,8 +238,8 @@ def _train(
     *,
     teacher: nn.Module | None = None,
     progress: bool,
-) -> None:
-    finetune(
+) -> FineTuneReport:
+    return finetune(
         prepared,
         shop.splits,
         how,
