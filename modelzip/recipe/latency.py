@@ -26,7 +26,7 @@ from modelzip.core import surgery
 from modelzip.core.base import Context, Pass
 from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.candidates import Candidate, Group, Search, every, layers_of
-from modelzip.core.channels.choice import divergence, left, split
+from modelzip.core.channels.choice import divergence, largest, left, split
 from modelzip.core.channels.survey import Goal, Survey
 from modelzip.core.prepare import Prepared
 from modelzip.errors import SettingError
@@ -154,8 +154,10 @@ def fit(bench: Bench, goal: Goal, there: Survey, found: Search) -> tuple[PruneCh
     least = float("inf")
     for turn in range(_TURNS):
         cuts = found.choose(saves, needed=needed)
-        if cuts is None:
+        if cuts is None and best is not None:
             break
+        everything = cuts is None  # more is predicted to be needed than there is: see
+        cuts = largest(found.groups) if cuts is None else cuts
         measured = float(bench.ratios([bench.cut(layers_of(cuts))], seed=turn + 1).max())
         reached = [measured, *left(goal, there.cost, *split(cuts)).values()]
         log.info("  %d cuts: %s", len(cuts), ", ".join(f"{each:.3f}x" for each in reached))
@@ -165,6 +167,8 @@ def fit(bench: Bench, goal: Goal, there: Survey, found: Search) -> tuple[PruneCh
                 best = measured, cuts
             if any(each >= _NEAR * aim for each, aim in zip(reached, aims, strict=True)):
                 break
+        if everything:
+            break
         middle = [target * (1 + _NEAR) / 2, *aims[1:]]
         needed = [
             n + _STEP * (each - aim) for n, each, aim in zip(needed, reached, middle, strict=True)
