@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def write(path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, An
         else:
             seen[key] = name
             tensors[name] = tensor.detach().cpu().clone().contiguous()
-    text = json.dumps({"format": FORMAT, **header, "aliases": aliases}, allow_nan=False)
+    about = {"format": FORMAT, **header, "aliases": aliases, "contents": _contents(tensors.items())}
+    text = json.dumps(about, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     try:
         # one entry: safetensors writes several in an order that differs from time to time
@@ -85,7 +86,10 @@ def read(path: str | Path) -> tuple[Header, Callable[[nn.Module], None]]:
 
 
 def read_json(path: Path) -> Any:
-    """What `write` was given as the header, besides "format" and "aliases"."""
+    """What `write` was given as the header, besides "format", "aliases" and "contents".
+
+    SettingError if the file is no checkpoint, or not the one that was written.
+    """
     if not path.is_file():
         raise SettingError(f"there is no checkpoint {path}")
     try:
@@ -100,11 +104,21 @@ def read_json(path: Path) -> Any:
         raise SettingError(f"{path} has a damaged modelzip header: its checksum is wrong")
     try:
         data = json.loads(text)
-        if data["format"] == FORMAT:
-            return data
-    except (KeyError, TypeError, ValueError) as error:
+        written, contents = data["format"], data.get("contents")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"{path} has a damaged modelzip header: {error!r}") from error
-    raise SettingError(f"{path} has format {data['format']!r}; this modelzip reads {FORMAT}")
+    if written != FORMAT:
+        raise SettingError(
+            f"{path} has checkpoint format {written!r}, and this modelzip reads {FORMAT}; make "
+            "it again, or read it with the modelzip that wrote it"
+        )
+    with safe_open(path, framework="pt") as file:
+        tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - no dict
+        if contents not in (None, _contents(tensors)):  # None: written before there were any
+            raise SettingError(
+                f"{path} has damaged tensors: their checksums are wrong; copy it again"
+            )
+    return data
 
 
 def checksum(text: str) -> str:
@@ -114,6 +128,13 @@ def checksum(text: str) -> str:
     'cbf43926'
     """
     return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _contents(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """The CRC-32 of each tensor's bytes, by name."""
+    return {
+        name: zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for name, tensor in tensors
+    }
 
 
 def load_tensors(

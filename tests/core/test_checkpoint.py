@@ -208,9 +208,25 @@ def test_changed_header_is_named(path: Path) -> None:
         mz.load(net, path)
 
 
-def test_newer_format_is_named(path: Path) -> None:
-    with pytest.raises(SettingError, match="has format 2; this modelzip reads 1"):
-        checkpoint.read(with_header(path, json.dumps({**HEADER, "format": 2})))
+@pytest.mark.parametrize("other", [0, 2])
+def test_other_formats_are_named(path: Path, other: int) -> None:
+    message = (
+        rf"checkpoint\.safetensors has checkpoint format {other}, and this modelzip reads 1; "
+        "make it again, or read it with the modelzip that wrote it$"
+    )
+    with pytest.raises(SettingError, match=message):
+        mz.load(net, with_header(path, json.dumps({**HEADER, "format": other})))
+
+
+def test_changed_tensors_are_named(path: Path) -> None:
+    saved(path)
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 16
+    path.write_bytes(bytes(whole))
+    with pytest.raises(
+        SettingError, match="has damaged tensors: their checksums are wrong; copy it again"
+    ):
+        mz.load(net, path)
 
 
 def test_unknown_pass_and_setting_are_named(path: Path) -> None:
