@@ -109,7 +109,7 @@ def _stages(model: nn.Module, inputs: Any, trial: Trial, bundle: Bundle) -> Iter
     if module is not model and "" not in names:
         given = _given_to(model, module, inputs)
         if given is not None:
-            yield Trial(module, given, jitter=True), f"{root}."
+            yield Trial(module, given, training=False), f"{root}."
     yield trial, ""
 
 

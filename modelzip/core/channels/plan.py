@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from modelzip.core.channels.counts import attributes_after
 from modelzip.core.channels.resize import PRUNABLE, Slot
 from modelzip.core.channels.survey import Goal, broken, survey
 from modelzip.core.channels.verify import Trial, kept_channels
+from modelzip.errors import ModelzipError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +66,25 @@ def make_plan(
         SettingError: the goal cannot be met, or rounding leaves nothing to remove.
         DataError: the importance needs labels, and a calibration batch has none.
     """
-    there = survey(
-        model,
-        inputs,
-        goal,
-        chosen=chosen,
-        importance=importance,
-        normalize=normalize,
-        calibration=calibration,
-        seed=seed,
-    )
-    take = taker(model, goal, there, calibration)
+    how = {
+        "chosen": chosen,
+        "importance": importance,
+        "normalize": normalize,
+        "calibration": calibration,
+        "seed": seed,
+    }
+    if not goal.widths and goal.scope != "sensitivity":
+        # the trial of the plan is proof enough, but if there is none: errors tell what is possible
+        with contextlib.suppress(ModelzipError):
+            return _plan(model, inputs, goal, how, proven=False)
+    return _plan(model, inputs, goal, how, proven=True)
+
+
+def _plan(
+    model: nn.Module, inputs: Any, goal: Goal, how: dict[str, Any], *, proven: bool
+) -> ChannelPlan:
+    there = survey(model, inputs, goal, **how, proven=proven)
+    take = taker(model, goal, there, how["calibration"])
     while True:
         taken, dropped = take()
         harmed = broken(_trial(model, inputs, dropped), taken)

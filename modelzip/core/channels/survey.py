@@ -95,8 +95,12 @@ def survey(
     normalize: str,
     calibration: Sequence[Batch] = (),
     seed: int = 0,
+    proven: bool = True,
 ) -> Survey:
     """The bundles of the layers `chosen` that can shrink without harm; `model` stays as it is.
+
+    Args:
+        proven: run the model with half of all of them cut; without it some may yet do harm.
 
     Raises:
         ModelError: the model does not run or cannot be followed.
@@ -104,7 +108,7 @@ def survey(
     """
     found, reasons = find_bundles(model, inputs, chosen=chosen)
     protection = Protection(chosen, reasons)
-    found = _prunable(model, inputs, goal, found, protection)
+    found = _prunable(model, inputs, goal, found, protection, proven=proven)
     scores = score(
         model, found, method=importance, normalize=normalize, calibration=calibration, seed=seed
     )
@@ -119,7 +123,13 @@ def survey(
 
 
 def _prunable(
-    model: nn.Module, inputs: Any, goal: Goal, found: list[Bundle], protection: Protection
+    model: nn.Module,
+    inputs: Any,
+    goal: Goal,
+    found: list[Bundle],
+    protection: Protection,
+    *,
+    proven: bool,
 ) -> list[Bundle]:
     """Bundles that may shrink under `goal` and do so without harm; the others are protected."""
     generator = torch.Generator().manual_seed(0)
@@ -136,9 +146,9 @@ def _prunable(
                 f"max_sparsity={goal.max_sparsity:g}"
             )
             protection.add([bundle], reason)
-    trial = Trial(model, inputs, jitter=True)
+    trial = Trial(model, inputs, training=False)
     probes, fixed = with_counts(model, inputs, trial, probes)
-    harmed = broken(trial, probes)
+    harmed = broken(trial, probes) if proven else {}
     for bundle, reason in (fixed | harmed).items():
         protection.add([bundle], reason)
     return [probe.bundle for probe in probes if probe.bundle not in harmed]

@@ -118,8 +118,8 @@ def test_the_model_stays_as_it_is() -> None:
     given = x.clone()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = list(model.parameters())
-    for jitter in (True, False):
-        trial = Trial(model, x, jitter=jitter)
+    for training in (True, False):
+        trial = Trial(model, x, training=training)
         assert trial.fault(CUT) is None
         assert trial.fault({**CUT, Slot("2", "in"): torch.tensor([2])}) is not None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -141,7 +141,7 @@ def test_rounding_is_not_taken_for_a_wrong_channel() -> None:
 
 def test_a_large_model_is_not_copied_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_SMALL", 10)
-    monkeypatch.setattr(verify, "_in_float64", None)  # fails if called
+    monkeypatch.setattr(verify, "in_float64", None)  # fails if called
     assert Trial(hidden(), torch.randn(3, 2)).fault(CUT) is None
     wrong = Trial(hidden(), torch.randn(3, 2)).fault({**CUT, Slot("2", "in"): torch.tensor([2])})
     assert wrong is not None
@@ -166,7 +166,7 @@ def test_jitter_shows_what_a_scale_hides(scale: float) -> None:
     model, x = Scaled(scale), torch.randn(3, 2)
     wrong = {Slot("a", "out"): torch.tensor([1]), Slot("b", "in"): torch.tensor([2])}
     right = {Slot("a", "out"): torch.tensor([1]), Slot("b", "in"): torch.tensor([1])}
-    trial = Trial(model, x, jitter=True)
+    trial = Trial(model, x)
     assert trial.fault(right) is None
     assert trial.fault(wrong) is not None
 
@@ -194,6 +194,27 @@ def test_masks_reach_layers_however_they_are_used(first: str, second: str) -> No
     assert wrong is not None
 
 
+class Unfolding(nn.Module):
+    """Encodes and decodes with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.code = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.code(torch.tanh(self.first(x)))
+        return self.out(nn.functional.linear(code, self.code.weight.t()))
+
+
+def test_a_weight_that_is_used_twice_is_masked_twice() -> None:
+    torch.manual_seed(0)
+    gone = torch.tensor([1, 3])
+    slots = [Slot("first", "out"), Slot("code", "in"), Slot("out", "in")]
+    trial = Trial(Unfolding(), torch.randn(3, 6))
+    assert trial.fault(dict.fromkeys(slots, gone)) is None
+
+
 def test_masks_lie_along_the_channels_of_images_without_a_batch() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.ConvTranspose2d(5, 2, 1))
@@ -212,7 +233,7 @@ class Picky(nn.Sequential):
 
 def test_jitter_is_left_out_where_the_model_does_not_take_it() -> None:
     model = Picky(*hidden())
-    assert Trial(model, torch.ones(3, 2), jitter=True).fault(CUT) is None
+    assert Trial(model, torch.ones(3, 2)).fault(CUT) is None
 
 
 def test_a_model_that_does_not_run_is_refused() -> None:
