@@ -133,7 +133,8 @@ def checksum(text: str) -> str:
 def _contents(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     """The CRC-32 of each tensor's bytes, by name."""
     return {
-        name: zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for name, tensor in tensors
+        name: zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
+        for name, tensor in tensors
     }
 
 

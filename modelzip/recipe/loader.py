@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from modelzip.errors import SettingError, did_you_mean
-from modelzip.recipe.schema import Plan, Recipe
+from modelzip.recipe.schema import REPEAT, Plan, Recipe, Repeat
 
 MAX_BYTES = 1_000_000  # a recipe is a page; anything larger is some other file
 
@@ -90,7 +90,11 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 def _fields(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
-        annotation = kind.model_fields[str(part)].annotation
+        if part == REPEAT:  # an entry of `steps`, which has no field of its own
+            kind = Repeat
+            continue
+        field = kind.model_fields.get(str(part))
+        annotation = field.annotation if field else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             kind = annotation
     return list(kind.model_fields)

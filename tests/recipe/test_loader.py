@@ -197,7 +197,7 @@ def test_a_pass_that_needs_training_needs_a_finetune_after_it(tmp_path):
     text = DIGITS.replace("  - finetune: {epochs: 1}\n", cubic)
     message = fails(write(tmp_path, text))
     assert message == (
-        "digits.yaml: steps[1]: magnitude_prune needs training with these settings; "
+        "digits.yaml: steps: the last magnitude_prune needs training with these settings; "
         "add a finetune step after it"
     )
 
