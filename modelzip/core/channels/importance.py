@@ -33,10 +33,17 @@ def norms(model: nn.Module, *, power: int) -> SlotScores:
         module = model.get_submodule(slot.layer)
         if isinstance(module, _BatchNorm):
             return module.weight.detach().abs().pow(power) if module.affine else None
-        filters = _filters(module, slot.side, lambda w: w.detach().double().abs().pow(power))
+        filters = _filters(module, slot.side, lambda w: _magnitudes(w.detach(), power))
         return None if filters is None else filters.sum(1)
 
     return slot_scores
+
+
+def _magnitudes(weight: Tensor, power: int) -> Tensor:
+    """|weight|^power in float32 or better: sums of it rank channels, and large models have many."""
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        weight = weight.float()
+    return weight.abs() if power == 1 else weight.square()
 
 
 def scales(model: nn.Module) -> SlotScores:
