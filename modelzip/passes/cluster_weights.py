@@ -13,14 +13,15 @@ from modelzip.core import checks, masking, surgery
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
 from modelzip.core.selection import matches, select
 from modelzip.errors import ModelError, SelectionError, SettingError, did_you_mean
-from modelzip.numerics.codebook import nearest
+from modelzip.numerics.codebook import look_up, nearest
 from modelzip.numerics.kmeans import kmeans
 
 
 class SharedValues(surgery.Replacing):
     """A parametrization that gives each weight the value of its cluster; zeros stay zero.
 
-    The gradient of a centroid is the sum of those of its weights. Indices never change.
+    Indices never change. The gradient of a centroid is the mean of those of its weights, so that a
+    learning rate that suits weights suits it as well.
     """
 
     indices: Tensor
@@ -32,8 +33,7 @@ class SharedValues(surgery.Replacing):
         self.register_buffer("indices", indices)
 
     def forward(self, weight: Tensor) -> Tensor:
-        values = self.centroids.index_select(0, self.indices.flatten().int()).view(weight.shape)
-        return torch.where(weight == 0, 0.0, values)
+        return look_up(self.centroids, self.indices, weight != 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,9 @@ class ClusterWeights(Pass):
     Training moves the values, and each weight keeps the one it has. An ONNX file stores the values
     and a number of `bits` for each weight, and runs at the speed of float. Weights that are zero
     stay zero, which is then one of the values; so prune first. Biases are kept.
-    Han et al. 2016, https://arxiv.org/abs/1510.00149; of the best clusters instead of evenly spaced
-    first ones, https://arxiv.org/abs/1701.07204.
+    Han et al. 2016, https://arxiv.org/abs/1510.00149, but with the best clusters
+    (https://arxiv.org/abs/1701.07204) and with gradients that are means over the weights of a
+    value, not sums: so learning rates are those of weights.
 
     Args:
         clusters: values of a layer, 2 to 256; 16 where `bits` is not given either.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelzip.numerics.codebook import nearest, normal_float
+from modelzip.numerics.codebook import look_up, nearest, normal_float
 
 # as published with the paper
 PUBLISHED = [
@@ -36,3 +37,23 @@ def test_nearest_is_no_farther_than_any_other(numbers: list[float]) -> None:
 
 def test_every_value_is_nearest_to_itself() -> None:
     assert nearest(normal_float(), normal_float()).tolist() == list(range(16))
+
+
+def test_an_entry_gets_the_mean_gradient_of_its_uses_alone() -> None:
+    codebook = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    indices = torch.tensor([[0, 1, 1], [1, 0, 0]], dtype=torch.uint8)
+    used = torch.tensor([[True, True, False], [True, True, False]])
+    found = look_up(codebook, indices, used)
+    assert found.tolist() == [[1.0, 2.0, 0.0], [2.0, 1.0, 0.0]]
+    (found * torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])).sum().backward()
+    assert codebook.grad is not None
+    assert codebook.grad.tolist() == [8.5, 5.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_entries_of_other_types_get_gradients_of_theirs(dtype: torch.dtype) -> None:
+    codebook = torch.tensor([1.0, 2.0], dtype=dtype, requires_grad=True)
+    used = torch.tensor([True, True])
+    look_up(codebook, torch.tensor([1, 1], dtype=torch.uint8), used).sum().backward()
+    assert codebook.grad is not None
+    assert (codebook.grad.dtype, codebook.grad.tolist()) == (dtype, [0.0, 1.0])

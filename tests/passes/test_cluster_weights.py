@@ -86,7 +86,7 @@ def test_other_float_types_stay(dtype: torch.dtype) -> None:
 # training
 
 
-def test_the_gradient_of_a_centroid_is_the_sum_of_its_weights() -> None:
+def test_the_gradient_of_a_centroid_is_the_mean_of_its_weights() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data = torch.tensor([[1.0, 3.0, 1.0, 3.0]])
     layer.weight.data += torch.tensor([[0.1, 0.1, -0.1, -0.1]])
@@ -94,7 +94,7 @@ def test_the_gradient_of_a_centroid_is_the_sum_of_its_weights() -> None:
     zipped.model(torch.tensor([[1.0, 10.0, 100.0, 1000.0]])).sum().backward()
     ((_, _, shared),) = all_attached(zipped.model, SharedValues)
     assert shared.centroids.grad is not None
-    assert shared.centroids.grad.tolist() == [101.0, 1010.0]
+    assert shared.centroids.grad.tolist() == [50.5, 505.0]
 
 
 def test_training_moves_values_and_leaves_who_has_them() -> None:
