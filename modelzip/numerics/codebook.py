@@ -54,7 +54,7 @@ def look_up(codebook: Tensor, indices: Tensor, used: Tensor) -> Tensor:
 
 
 class _LookUp(torch.autograd.Function):
-    """Sums and counts in one pass each: the way back of plain indexing takes several times that."""
+    """Indexing, but for the gradient: that of `index_select` would be the sum."""
 
     @staticmethod
     def forward(ctx: Any, codebook: Tensor, indices: Tensor, used: Tensor) -> Tensor:
