@@ -159,8 +159,9 @@ class Repeat(_Section):
     """Steps carried out `times` times in a row, each time on the model as the last left it.
 
     What a pass takes a part of is the model of that moment: `prune_channels: {macs: 0.8x}` four
-    times leaves 0.8**4 = 0.41 of the multiply-accumulates. A latency is one of the original file's,
-    and a sparsity of single weights counts the zeros there are: those do not multiply.
+    times leaves 0.8**4 = 0.41 of the multiply-accumulates. Two things do not multiply, so that the
+    second time is refused: a latency is one of the original file's, and a sparsity of single
+    weights counts the zeros there are. Give those steps one by one.
     """
 
     times: Times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelzip.core import registry, surgery
+from modelzip.core import checks, registry, surgery
 from modelzip.core.base import Pass, PassReport
 from modelzip.core.prepare import Prepared, load_prepared
 from modelzip.core.running import as_batches, call, evaluating
@@ -79,6 +80,7 @@ def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[
 
     One calibration batch is looked at, nothing is trained or written, and `model` is untouched.
     """
+    _check_latencies(steps)
     trial = Prepared(surgery.clone(model), example_inputs=shop.example_inputs, seed=shop.seed)
     for index, step in enumerate(steps):
         if isinstance(step, Pass):
@@ -198,7 +200,7 @@ def settled(
         found: Pass = settle(bench, accuracy=lambda model: validation_accuracy(model, shop))
     else:
         later = latency.Later(
-            passes=[_untimed(s) for s in steps[1:] if isinstance(s, Pass)],
+            passes=[_untimed(s) for s in steps[1:] if isinstance(s, Pass) and not _target(s)],
             example_inputs=shop.example_inputs,
             calibration=as_batches(shop.calibration),
             training_steps=_steps_to_come(steps, shop),
@@ -221,6 +223,22 @@ def _read_settled(path: Path) -> tuple[Pass, LatencyFit | None]:
         return registry.build(entry["name"], entry["settings"]), fit
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise SettingError(f"{path} is damaged ({error}); remove {path.parent}") from error
+
+
+def _check_latencies(steps: Sequence[Step]) -> None:
+    """SettingError where a step would find its latency met by an earlier one."""
+    timed = [(step_name(step), target) for step in steps if (target := _target(step))]
+    for (_, before), (name, target) in itertools.pairwise(timed):
+        if checks.ratio("latency", target) >= checks.ratio("latency", before):
+            raise SettingError(
+                f"{name}: latency={target} is met by the {before} of an earlier step, as both are "
+                "of the original file's; let them fall, such as 0.8x, then 0.6x"
+            )
+
+
+def _target(step: Step) -> str | None:
+    """The latency that a step is to meet, if any."""
+    return step.latency if isinstance(step, (PruneChannels, LowRank)) else None
 
 
 def _untimed(step: Pass) -> Pass:

@@ -21,9 +21,10 @@ from modelzip.recipe import latency
 from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.loader import dump, load, validate
 from modelzip.recipe.schema import Plan
-from modelzip.recipe.steps import Workshop, carry_out, open_workshop
+from modelzip.recipe.steps import Workshop, carry_out, open_workshop, rehearsal
 from modelzip.run import rehearse, run
 from modelzip.zoo import digits_cnn
+from tests.recipe.test_latency import Weighed
 from tests.stopping import Stopped, stop_after
 
 RECIPE = """
@@ -255,7 +256,7 @@ def broad() -> nn.Module:
 def test_widths_that_were_measured_outlive_a_stop(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency, "_ROUNDS", 5)  # how well they are measured is told elsewhere
+    monkeypatch.setattr(latency, "Bench", Weighed)
     steps = (TIMED, mz.FineTune(steps=1))
     with pytest.raises(Stopped), stop_after(1):
         carry_out(steps, broad(), shop, tmp_path, progress=False)
@@ -281,3 +282,34 @@ def test_damaged_widths_are_refused(shop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "step-1.settled.json").write_text('{"name": "prune_channels"}')
     with pytest.raises(SettingError, match=r"step-1\.settled\.json is damaged .*; remove "):
         carry_out(steps, broad(), shop, tmp_path, progress=False)
+
+
+def timed(target: str) -> mz.PruneChannels:
+    return mz.PruneChannels(latency=target, round_to=8, targets=("3",))
+
+
+def test_a_schedule_may_have_falling_latencies(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is met by the file of that moment: what later steps will cut does not count."""
+    monkeypatch.setattr(latency, "Bench", Weighed)
+    steps = (timed("0.8x"), mz.FineTune(steps=1), timed("0.5x"), mz.FineTune(steps=1))
+    rehearsal(steps, broad(), shop)
+    prepared, done = carry_out(steps, broad(), shop, tmp_path, progress=False)
+    measured = [step.fit.measured for step in done if step.fit]
+    assert 0.5 < measured[0] <= 0.8
+    assert measured[1] <= 0.5
+    widths = [dict(a.pass_.settings()["widths"])["3"] for a in prepared.attached]
+    assert 64 > widths[0] > widths[1] == prepared.model[3].out_channels
+
+
+@pytest.mark.parametrize("after", [timed("0.6x"), timed("0.7x"), mz.LowRank(latency="0.6x")])
+def test_latencies_that_do_not_fall_are_refused_before_the_run(
+    shop: Workshop, after: mz.Pass
+) -> None:
+    steps = (timed("0.6x"), mz.FineTune(steps=1), after)
+    with pytest.raises(
+        SettingError,
+        match=rf"{after.name}: latency=0\..x is met by the 0.6x of an earlier step, as",
+    ):
+        rehearsal(steps, broad(), shop)
