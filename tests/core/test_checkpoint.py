@@ -218,15 +218,32 @@ def test_other_formats_are_named(path: Path, other: int) -> None:
         mz.load(net, with_header(path, json.dumps({**HEADER, "format": other})))
 
 
-def test_changed_tensors_are_named(path: Path) -> None:
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
+)
+@given(st.data())
+def test_any_flipped_bit_of_a_tensor_is_found(path: Path, data: st.DataObject) -> None:
     saved(path)
-    whole = bytearray(path.read_bytes())
-    whole[-3] ^= 16
-    path.write_bytes(bytes(whole))
+    damaged = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(damaged[:8], "little")
+    place = data.draw(st.integers(first, len(damaged) - 1))
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bytes(damaged))
     with pytest.raises(
         SettingError, match="has damaged tensors: their checksums are wrong; copy it again"
     ):
         mz.load(net, path)
+
+
+def test_checkpoints_without_checksums_of_tensors_are_read(path: Path) -> None:
+    """As they were written before there were any."""
+    text = json.dumps({**HEADER, "passes": []})
+    header, read_tensors = checkpoint.read(with_header(path, text))
+    model = nn.Module()
+    model.register_buffer("a", torch.ones(1))
+    read_tensors(model)
+    assert header.passes == ()
+    assert model.state_dict()["a"].item() == 0
 
 
 def test_unknown_pass_and_setting_are_named(path: Path) -> None:
