@@ -14,11 +14,11 @@ from modelzip.core import checks
 from modelzip.core.base import Context, LayerReport, Need, Pass, PassReport, Stage
 from modelzip.core.channels.attributes import attributes_from_record, attributes_to_record
 from modelzip.core.channels.blocks import drop
-from modelzip.core.channels.candidates import Search
 from modelzip.core.channels.choice import search
 from modelzip.core.channels.plan import ChannelPlan, make_plan
 from modelzip.core.channels.resize import PRUNABLE, from_record, resize, to_record
 from modelzip.core.channels.scores import METHODS, NEEDS
+from modelzip.core.channels.search import Search
 from modelzip.core.channels.survey import Goal, Survey, survey
 from modelzip.core.selection import select
 from modelzip.core.surgery import original_tensor

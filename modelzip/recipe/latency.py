@@ -25,8 +25,9 @@ from torch import nn
 from modelzip.core import surgery
 from modelzip.core.base import Context, Pass
 from modelzip.core.channels.blocks import inside
-from modelzip.core.channels.candidates import Candidate, Group, Search, every, layers_of
 from modelzip.core.channels.choice import divergence, largest, left, split
+from modelzip.core.channels.cuts import Candidate, Group, every, layers_of
+from modelzip.core.channels.search import Search
 from modelzip.core.channels.survey import Goal, Survey
 from modelzip.core.prepare import Prepared
 from modelzip.errors import SettingError

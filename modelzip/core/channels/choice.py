@@ -11,10 +11,11 @@ from modelzip.core.base import Batch
 from modelzip.core.channels import choose
 from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.bundles import Bundle
-from modelzip.core.channels.candidates import Candidate, Group, Search, every
 from modelzip.core.channels.choose import Chunk
 from modelzip.core.channels.cost import Cost
+from modelzip.core.channels.cuts import Candidate, Group, every
 from modelzip.core.channels.resize import Slot
+from modelzip.core.channels.search import Search
 from modelzip.core.channels.survey import Goal, Survey
 from modelzip.errors import ModelError, SettingError, did_you_mean
 
