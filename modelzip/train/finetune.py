@@ -14,6 +14,7 @@ from modelzip.core.prepare import Prepared
 from modelzip.core.running import evaluating
 from modelzip.data.base import Splits, length
 from modelzip.errors import DataError, SettingError
+from modelzip.train.features import feature_names
 from modelzip.train.loop import Run, epoch_steps, make_optimizer
 from modelzip.train.processes import Processes, placed, uses_bfloat16
 from modelzip.train.randomness import own_randomness
@@ -111,6 +112,9 @@ def finetune(
             processes=processes,
             optimizer=make_optimizer(prepared.model, settings),
             bfloat16=uses_bfloat16(settings.precision, processes.device),
+            features=()
+            if teacher is None
+            else feature_names(prepared.model, teacher, settings.distill_features),
         )
         state = run.train(checkpoint, resume=resume, progress=progress)
     return FineTuneReport(
@@ -145,3 +149,5 @@ def _check_arguments(
         raise SettingError("distill is true, but there is no teacher; pass teacher=original_model")
     if checkpoint is not None and not checkpoint.parent.is_dir():
         raise SettingError(f"there is no folder {checkpoint.parent} for the checkpoint; create it")
+    if settings.save_to is not None and not Path(settings.save_to).parent.is_dir():
+        raise SettingError(f"there is no folder for save_to={settings.save_to!r}; create it")

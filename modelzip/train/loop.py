@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from modelzip.data.base import Splits, length, loader, set_epoch
 from modelzip.data.checking import logits
 from modelzip.errors import DataError, ModelError
 from modelzip.train import state as saved
+from modelzip.train.features import Features, attention_transfer, check_ran, recording
 from modelzip.train.loss import learning_rate, loss
 from modelzip.train.processes import Processes
 from modelzip.train.progress import Tell, bar
@@ -43,6 +45,7 @@ class Run:
     processes: Processes
     optimizer: Optimizer
     bfloat16: bool
+    features: tuple[str, ...] = ()
 
     def train(self, checkpoint: Path | None, *, resume: bool, progress: bool) -> State:
         """Train from the start, or from where `checkpoint` stopped, and restore the best model."""
@@ -51,6 +54,7 @@ class Run:
         self.processes.agree(model)
         state = self._state(checkpoint if resume else None)
         if not state.curve:
+            self._save_early(0)
             state.curve.append(self._point(0, 0, train_loss=None, since=began))
             if self.settings.keep == "best_or_start":
                 self._keep_best(state)
@@ -79,7 +83,7 @@ class Run:
     def _state(self, checkpoint: Path | None) -> State:
         """The state to go on from: that of `checkpoint` where there is one."""
         run = {
-            "settings": asdict(self.settings),
+            "settings": json.loads(json.dumps(asdict(self.settings))),  # as it will be read back
             "batch_size": self.batch_size,
             "seed": self.seed,
             "samples": length(self.splits.train),
@@ -105,13 +109,19 @@ class Run:
         set_epoch(batches, number - 1)
         self.prepared.model.train()
         losses = 0.0
-        for step, (inputs, targets) in zip(range(first + 1, last + 1), batches, strict=False):
-            value = self._step(step, inputs, targets)
-            losses += value
-            tell(step=step, epoch=number, loss=value, accuracy=accuracy)
+        with (
+            recording(self.prepared.model, self.features) as found,
+            recording(self.teacher, self.features) as taught,
+        ):
+            for step, (inputs, targets) in zip(range(first + 1, last + 1), batches, strict=False):
+                value = self._step(step, inputs, targets, features=(found, taught))
+                losses += value
+                tell(step=step, epoch=number, loss=value, accuracy=accuracy)
         return losses / (last - first)
 
-    def _step(self, step: int, inputs: Any, targets: Tensor) -> float:
+    def _step(
+        self, step: int, inputs: Any, targets: Tensor, *, features: tuple[Features, Features]
+    ) -> float:
         rate = learning_rate(self.settings, step, total=self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -124,6 +134,8 @@ class Run:
             with torch.no_grad():
                 taught = self._outputs(self.teacher, inputs)
         value = loss(outputs, targets, self.settings, teacher=taught) + self.prepared.penalty()
+        if self.features:
+            value = value + self.settings.feature_weight * self._distance(*features)
         value.backward()  # type: ignore[no-untyped-call]
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         mean = self.processes.average(parameters, value)
@@ -136,7 +148,22 @@ class Run:
             nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         self.optimizer.step()
         self.prepared.step()
+        self._save_early(step)
         return mean
+
+    def _distance(self, found: Features, taught: Features) -> Tensor:
+        check_ran(self.features, found, "student")
+        check_ran(self.features, taught, "teacher")
+        return attention_transfer(found, taught)
+
+    def _save_early(self, step: int) -> None:
+        """Save the model for `rewind` if this is the step to do so."""
+        at, path = self.settings.save_at, self.settings.save_to
+        if at is None or path is None or not self.processes.main:
+            return
+        unit = 1 if self.settings.steps is not None else epoch_steps(self.splits, self.batch_size)
+        if step == min(round(at * unit), self.total):
+            self.prepared.save(path)
 
     def _outputs(self, model: nn.Module, inputs: Any) -> Tensor:
         device = self.processes.device.type

@@ -31,6 +31,10 @@ class FineTune:
             https://arxiv.org/abs/1503.02531.
         distill_weight: share of the distillation term in the loss, in (0, 1].
         temperature: that both outputs are divided by before the softmax, above 0.
+        distill_features: globs over module names, or "type:Conv2d", of modules that teacher and
+            student have, whose outputs [N, C, H, W] or [N, T, C] also give attention maps to match.
+            Zagoruyko & Komodakis 2017, https://arxiv.org/abs/1612.03928.
+        feature_weight: of the mean squared distance of these maps, added to the loss, above 0.
         keep: the model to end with: that of the "best" epoch on the validation data; the same with
             the model before training as a candidate, "best_or_start", so that training never
             loses; or that of the "last". A pretrained model that has seen the validation slice is
@@ -38,6 +42,9 @@ class FineTune:
         clip_norm: largest L2 norm of all gradients together; none by default.
         precision: "auto" is bfloat16 autocast where the processor computes it natively, else
             float32. Weights, optimizer and validation are float32 in any case.
+        save_at: when to save the early weights that `rewind` goes back to: epochs from the start
+            of this fine-tuning, or steps where its length is in steps; 0 is before training.
+        save_to: the file to save them to, a checkpoint, relative to the current folder.
 
     >>> FineTune(epochs=2, lr=0.02).schedule
     'cosine'
@@ -58,9 +65,13 @@ class FineTune:
     distill: bool = False
     distill_weight: float = 0.9
     temperature: float = 4.0
+    distill_features: tuple[str, ...] = ()
+    feature_weight: float = 1.0
     keep: str = "best"
     clip_norm: float | None = None
     precision: str = "auto"
+    save_at: float | None = None
+    save_to: str | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -83,7 +94,30 @@ class FineTune:
         checks.flag("distill", self.distill)
         checks.fraction("distill_weight", self.distill_weight, zero=False, one=True)
         checks.positive("temperature", self.temperature)
+        names = checks.names("distill_features", self.distill_features)
+        object.__setattr__(self, "distill_features", names)
+        if names and not self.distill:
+            raise SettingError(f"distill_features={list(names)} needs distill: true")
+        checks.positive("feature_weight", self.feature_weight)
         checks.choice("keep", self.keep, KEEPS)
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm)
         checks.choice("precision", self.precision, PRECISIONS)
+        self._check_saving()
+
+    def _check_saving(self) -> None:
+        if (self.save_at is None) != (self.save_to is None):
+            raise SettingError(
+                f"save_at and save_to go together, got save_at={self.save_at!r} and "
+                f"save_to={self.save_to!r}"
+            )
+        if self.save_at is None:
+            return
+        checks.positive("save_at", self.save_at, zero=True)
+        if not isinstance(self.save_to, str) or not self.save_to:
+            raise SettingError(f"save_to must be the path of a file to write, got {self.save_to!r}")
+        if self.steps is not None:
+            checks.integer("save_at", self.save_at, low=0)
+        length = self.epochs if self.steps is None else self.steps
+        if length is not None and self.save_at > length:
+            raise SettingError(f"save_at={self.save_at} is after the end of training, {length}")

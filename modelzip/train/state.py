@@ -73,17 +73,17 @@ def load(path: Path, *, run: dict[str, Any], model: nn.Module, optimizer: Optimi
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         tensors |= {name: tensors[source] for name, source in header["aliases"].items()}
         curve = [Epoch(**epoch) for epoch in header["curve"]]
+        before, kept = dict(header["run"]), header["kept"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"{path} is no checkpoint of fine-tuning, or is damaged") from error
-    if header["run"] != run:
-        before = header["run"]
+    if before != run:
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in run.items() if before.get(k) != v]
         raise SettingError(
             f"{path} belongs to a run with other settings ({'; '.join(changed)}); "
             "delete it, or resume with the settings it was started with"
         )
     _restore(path, tensors, model=model, optimizer=optimizer)
-    return State(run=run, curve=curve, best=_part(tensors, "best") or None, kept=header["kept"])
+    return State(run=run, curve=curve, best=_part(tensors, "best") or None, kept=kept)
 
 
 def _restore(

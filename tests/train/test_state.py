@@ -98,3 +98,15 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:200])
     with pytest.raises(SettingError, match="is not a readable safetensors file"):
         state.load(tmp_path / "a", run={"seed": 0}, model=model, optimizer=optimizer(model))
+
+
+@pytest.mark.parametrize("missing", ["run", "kept", "curve"])
+def test_a_checkpoint_without_an_entry_is_refused(tmp_path: Path, missing: str):
+    model = tasks.model()
+    written(tmp_path / "a", model)
+    header = checkpoint.read_json(tmp_path / "a")
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    kept = {k: header[k] for k in ("kind", "run", "curve", "kept") if k != missing}
+    checkpoint.write(tmp_path / "a", tensors, kept)
+    with pytest.raises(SettingError, match="is no checkpoint of fine-tuning, or is damaged"):
+        state.load(tmp_path / "a", run={"seed": 0}, model=model, optimizer=optimizer(model))
