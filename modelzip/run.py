@@ -23,14 +23,8 @@ from modelzip.measure.machine import describe
 from modelzip.recipe import loader, sources
 from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.schema import Plan, Recipe
-from modelzip.recipe.steps import (
-    Workshop,
-    carry_out,
-    clean,
-    open_workshop,
-    rehearsal,
-    train_from_scratch,
-)
+from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
+from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
 from modelzip.report.measurements import Deployed, compare, deployed
 from modelzip.report.record import FILE, Record, SensitivityRow, merge_layers, read

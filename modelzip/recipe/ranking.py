@@ -12,7 +12,7 @@ from modelzip.errors import SettingError
 from modelzip.export.onnx import export_onnx
 from modelzip.recipe import loader, sources
 from modelzip.recipe.schema import Recipe
-from modelzip.recipe.steps import Workshop, open_workshop
+from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.channels import LayerCuts, rank_channels
 from modelzip.report.folder import RECIPE
 from modelzip.report.record import SensitivityRow

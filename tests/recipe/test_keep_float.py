@@ -9,7 +9,8 @@ from modelzip.data import digits
 from modelzip.measure.profile import LayerTime
 from modelzip.recipe.keep_float import Bench, Serving, costly, groups, settle, slower
 from modelzip.recipe.schema import Measure
-from modelzip.recipe.steps import carry_out, open_workshop, rehearsal
+from modelzip.recipe.steps import carry_out, rehearsal
+from modelzip.recipe.workshop import open_workshop
 from modelzip.report.requirements import parse
 
 

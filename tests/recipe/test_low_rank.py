@@ -11,7 +11,8 @@ from modelzip.recipe import low_rank
 from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.latency import Later
 from modelzip.recipe.low_rank import settle, slower
-from modelzip.recipe.steps import carry_out, open_workshop, rehearsal
+from modelzip.recipe.steps import carry_out, rehearsal
+from modelzip.recipe.workshop import open_workshop
 
 
 class Wide(nn.Module):

@@ -21,7 +21,8 @@ from modelzip.recipe import latency
 from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.loader import dump, load, validate
 from modelzip.recipe.schema import Plan
-from modelzip.recipe.steps import Workshop, carry_out, open_workshop, rehearsal
+from modelzip.recipe.steps import carry_out, rehearsal
+from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.run import rehearse, run
 from modelzip.zoo import digits_cnn
 from tests.recipe.test_latency import Weighed

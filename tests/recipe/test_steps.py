@@ -4,14 +4,8 @@ import torch
 import modelzip as mz
 from modelzip.data import digits
 from modelzip.errors import DataError, SelectionError, SettingError
-from modelzip.recipe.steps import (
-    carry_out,
-    clean,
-    open_workshop,
-    rehearsal,
-    train_from_scratch,
-    validation_accuracy,
-)
+from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
+from modelzip.recipe.workshop import open_workshop, validation_accuracy
 from modelzip.zoo import digits_cnn
 from tests.stopping import Stopped, stop_after
 
