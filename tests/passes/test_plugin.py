@@ -45,7 +45,7 @@ def test_installed_pass_works_by_name_from_checkpoints_and_under_the_contract(
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "0.1"), done.stderr
-    with pytest.raises(SettingError, match="there is no pass 'clip_weights'; there are: cast, "):
+    with pytest.raises(SettingError, match="there is no pass 'clip_weights'"):
         mz.load(nn.Identity, path)  # not installed here
 
 
