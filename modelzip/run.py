@@ -116,7 +116,8 @@ def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:
     """What each pass would do to the model of `recipe`; nothing is trained or written."""
     model, shop = sources.build_model(recipe), workshop(recipe)
     check(shop.splits, model=model)
-    return rehearsal(recipe.steps, model, shop)
+    train = recipe.model.train
+    return rehearsal([*([train] if train else []), *recipe.steps], model, shop)
 
 
 def workshop(recipe: Recipe) -> Workshop:
@@ -143,7 +144,7 @@ def _carry_out(
     start = time.perf_counter()
     refuse_nan(model)
     check(shop.splits, model=model)
-    rehearsal(plan.steps, model, shop)
+    rehearsal([*([train] if train else []), *plan.steps], model, shop)
     others = _processes()
     if others is not None and not others.main:
         return _train_along(plan, model, shop, others, train=train, out=Path(out), resume=resume)

@@ -18,12 +18,14 @@ from modelzip.errors import SettingError
 from modelzip.passes.int8 import Int8
 from modelzip.passes.low_rank import LowRank
 from modelzip.passes.prune_channels import PruneChannels
+from modelzip.passes.rewind import Rewind
 from modelzip.recipe import latency, low_rank
 from modelzip.recipe.keep_float import Bench, settle
 from modelzip.recipe.schema import settings, step_name
 from modelzip.recipe.workshop import Step, Workshop, steps_to_come, validation_accuracy
 from modelzip.report.record import decode, write
 from modelzip.report.widths import LatencyFit
+from modelzip.train.finetune import FineTune
 
 
 def settled(
@@ -59,7 +61,11 @@ def settled(
         found: Pass = settle(bench, accuracy=lambda model: validation_accuracy(model, shop))
     else:
         later = latency.Later(
-            passes=[untimed(s) for s in following if isinstance(s, Pass) and not _target(s)],
+            passes=[
+                untimed(s)
+                for index, s in enumerate(following)
+                if isinstance(s, Pass) and not _target(s) and not awaits(s, following[:index])
+            ],
             example_inputs=shop.example_inputs,
             calibration=as_batches(shop.calibration),
             training_steps=steps_to_come(following, shop),
@@ -119,9 +125,18 @@ def untimed(step: Pass) -> Pass:
     return step
 
 
-def unsettled(report: PassReport, step: Pass) -> PassReport:
-    """The report of a rehearsal, with what it leaves open."""
-    if not isinstance(step, PruneChannels):
+def awaits(step: Pass, before: Sequence[Step]) -> bool:
+    """Whether `step` reads a file that a fine-tuning `before` it will write."""
+    saved = {s.save_to for s in before if isinstance(s, FineTune)}
+    return isinstance(step, Rewind) and step.weights in saved
+
+
+def unsettled(report: PassReport | None, step: Pass) -> PassReport:
+    """The report of a rehearsal, None where `step` was left out, with what it leaves open."""
+    if report is None:
+        note = "goes back to weights that an earlier step saves, and was not rehearsed"
+        return PassReport(name=step.name, settings=step.settings(), layers=(), notes=(note,))
+    if untimed(step) is step or not isinstance(step, PruneChannels):
         return report
     note = "a run settles these widths by timing files; here layers lose half of their channels"
     return dataclasses.replace(report, notes=(*report.notes, note))

@@ -17,7 +17,7 @@ from modelzip.core.base import Pass, PassReport
 from modelzip.core.prepare import Prepared, load_prepared
 from modelzip.errors import SettingError
 from modelzip.recipe.schema import settings, step_name
-from modelzip.recipe.settling import check_latencies, settled, unsettled, untimed
+from modelzip.recipe.settling import awaits, check_latencies, settled, unsettled, untimed
 from modelzip.recipe.workshop import Step, Workshop, steps_to_come, validation_accuracy
 from modelzip.report.record import StepRecord, decode, write
 from modelzip.train.finetune import FineTune, FineTuneReport, finetune
@@ -34,19 +34,17 @@ def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[
     """
     check_latencies(steps)
     trial = Prepared(surgery.clone(model), example_inputs=shop.example_inputs, seed=shop.seed)
-    for index, step in enumerate(steps):
-        if isinstance(step, Pass):
-            trial.add(
-                untimed(step),
-                calibration=shop.calibration[:1],
-                training_steps=steps_to_come(steps[index:], shop),
-            )
+    passes = [(index, step) for index, step in enumerate(steps) if isinstance(step, Pass)]
+    tried = [(index, step) for index, step in passes if not awaits(step, steps[:index])]
+    for index, step in tried:
+        trial.add(
+            untimed(step),
+            calibration=shop.calibration[:1],
+            training_steps=steps_to_come(steps[index:], shop),
+        )
     trial.convert()
-    passes = [step for step in steps if isinstance(step, Pass)]
-    return tuple(
-        report if untimed(step) is step else unsettled(report, step)
-        for step, report in zip(passes, trial.reports, strict=True)
-    )
+    found = dict(zip([index for index, _ in tried], trial.reports, strict=True))
+    return tuple(unsettled(found.get(index), step) for index, step in passes)
 
 
 def train_from_scratch(

@@ -65,10 +65,8 @@ def _effect(report: PassReport) -> list[str]:
     zeros = after - sum(row.nonzero for row in rows)
     bits = sorted({row.bits for row in rows})
     width = " and ".join(f"{b:g}" for b in bits)
-    lines = [
-        f"{len(rows)} layers: parameters {before:,} -> {after:,}, {zeros:,} of them zero, "
-        f"in {width} bits"
-    ]
+    counts = f"{before:,} -> {after:,}, {zeros:,} of them zero, in {width} bits"
+    lines = [f"{len(rows)} layers: parameters {counts}"] if rows else []
     lines += [f"leaves {layer}: {why}" for layer, why in report.protected.items()]
     return lines + [f"note: {note}" for note in report.notes]
 

@@ -91,3 +91,19 @@ def _folder(parent, name):
     folder = parent / name
     folder.mkdir()
     return folder
+
+
+def test_a_rewind_to_weights_that_the_run_will_save_is_not_rehearsed(shop, tmp_path):
+    path = str(tmp_path / "early.safetensors")
+    steps = [
+        mz.FineTune(steps=2, save_at=1, save_to=path),
+        mz.MagnitudePrune(sparsity=0.5),
+        mz.Rewind(weights=path),
+    ]
+    pruned, rewound = rehearsal(steps, model(), shop)
+    assert pruned.layers
+    assert rewound.notes == (
+        "goes back to weights that an earlier step saves, and was not rehearsed",
+    )
+    with pytest.raises(SettingError, match=r"early\.safetensors"):
+        rehearsal(steps[1:], model(), shop)
