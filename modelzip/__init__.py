@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.movement_prune import MovementPrune
     from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.passes.reestimate_batch_norm import ReestimateBatchNorm
     from modelzip.passes.rewind import Rewind
     from modelzip.passes.smooth_quant import SmoothQuant
     from modelzip.passes.weight_only import WeightOnly
@@ -48,6 +49,7 @@ __all__ = [
     "PassReport",
     "Prepared",
     "PruneChannels",
+    "ReestimateBatchNorm",
     "Rewind",
     "SmoothQuant",
     "Stage",
@@ -78,6 +80,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "PassReport": "core.base",
     "Prepared": "core.prepare",
     "PruneChannels": "passes.prune_channels",
+    "ReestimateBatchNorm": "passes.reestimate_batch_norm",
     "Rewind": "passes.rewind",
     "SmoothQuant": "passes.smooth_quant",
     "Stage": "core.base",

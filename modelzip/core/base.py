@@ -95,12 +95,14 @@ class Pass:
     A subclass is a frozen keyword-only dataclass that sets `name`, `stage`, `needs` and `kinds`,
     validates its settings in `__post_init__` (calling `super().__post_init__()`), and defines
     `prepare` and `convert`. `targets` and `skip` are globs over module names, or "type:Conv2d".
+    One that changes nothing but values sets `attaches` to False: earlier stages may follow it.
     """
 
     name: ClassVar[str]
     stage: ClassVar[Stage]
     needs: ClassVar[Need] = Need.NOTHING
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
+    attaches: ClassVar[bool] = True
 
     targets: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()

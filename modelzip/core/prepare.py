@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,14 +196,17 @@ def load(make_model: Callable[[], nn.Module], path: str | Path) -> nn.Module:
 
 
 def check_order(passes: Sequence[Pass]) -> None:
-    """SettingError if a pass of an earlier stage follows one of a later stage."""
-    for before, after in itertools.pairwise(passes):
-        if after.stage < before.stage:
+    """SettingError if a pass follows one of a later stage that is still attached."""
+    before: Pass | None = None
+    for after in passes:
+        if before is not None and after.stage < before.stage:
             raise SettingError(
                 f"{after.name} ({after.stage.name}) must come before {before.name} "
                 f"({before.stage.name}): stages run in the order "
                 "STRUCTURE, WEIGHT, ACTIVATION, PRECISION"
             )
+        if after.attaches:
+            before = after
 
 
 def check_needs(pass_: Pass, context: Context) -> None:

@@ -44,6 +44,7 @@ class Rewind(Pass):
     name: ClassVar[str] = "rewind"
     stage: ClassVar[Stage] = Stage.WEIGHT
     needs: ClassVar[Need] = Need.NOTHING
+    attaches: ClassVar[bool] = False
 
     weights: str | None = None
 

@@ -20,6 +20,7 @@ from modelzip.recipe.schema import settings, step_name
 from modelzip.recipe.settling import awaits, check_latencies, settled, unsettled, untimed
 from modelzip.recipe.workshop import Step, Workshop, steps_to_come, validation_accuracy
 from modelzip.report.record import StepRecord, decode, write
+from modelzip.train.features import feature_names
 from modelzip.train.finetune import FineTune, FineTuneReport, finetune
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[
     One calibration batch is looked at, nothing is trained or written, and `model` is untouched.
     """
     check_latencies(steps)
+    for step in steps:
+        if isinstance(step, FineTune):
+            feature_names(model, model, step.distill_features)
     trial = Prepared(surgery.clone(model), example_inputs=shop.example_inputs, seed=shop.seed)
     passes = [(index, step) for index, step in enumerate(steps) if isinstance(step, Pass)]
     tried = [(index, step) for index, step in passes if not awaits(step, steps[:index])]

@@ -160,6 +160,15 @@ def test_equal_stages_go_in_any_order() -> None:
     check_order([Scale(), mz.MagnitudePrune(sparsity=0.5), Scale()])
 
 
+def test_an_earlier_stage_may_follow_what_changes_values_alone() -> None:
+    cut, rewind, mask = mz.PruneChannels(sparsity=0.5), mz.Rewind(weights="a"), Scale()
+    check_order([cut, rewind, cut, rewind, mask, rewind])
+    with pytest.raises(SettingError, match=r"prune_channels .* must come before scale"):
+        check_order([mask, rewind, cut])
+    with pytest.raises(SettingError, match=r"rewind \(WEIGHT\) must come before cast"):
+        check_order([mz.Cast(), rewind])
+
+
 @pytest.mark.parametrize(
     ("need", "argument"),
     [

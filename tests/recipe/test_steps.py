@@ -44,6 +44,12 @@ def test_a_rehearsal_finds_a_selector_that_matches_nothing(shop):
         rehearsal([mz.MagnitudePrune(sparsity=0.5, targets=("fc",))], model(), shop)
 
 
+def test_a_rehearsal_finds_features_that_are_not_there(shop):
+    how = mz.FineTune(epochs=1, distill=True, distill_features=("conv",))
+    with pytest.raises(SettingError, match=r"distill_features=\['conv'\] matches no module"):
+        rehearsal([how], model(), shop)
+
+
 def test_steps_are_carried_out_in_order_and_recorded(shop, tmp_path):
     prepared, done = carry_out(STEPS, model(), shop, tmp_path, progress=False)
     assert [s.name for s in done] == ["prune_channels", "finetune", "fake_quantize", "finetune"]
