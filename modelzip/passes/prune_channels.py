@@ -116,8 +116,7 @@ class PruneChannels(Pass):
     @property
     def requires(self) -> Need:
         """Calibration batches as well where something is measured on them."""
-        tried = self.scope == "sensitivity" or self.latency is not None
-        calibration = tried or NEEDS[self.importance].inputs
+        calibration = self.scope == "sensitivity" or NEEDS[self.importance].inputs
         return self.needs | Need.CALIBRATION if calibration else self.needs
 
     def plan(self, model: nn.Module, context: Context) -> ChannelPlan:

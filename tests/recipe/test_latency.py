@@ -123,4 +123,4 @@ def test_a_target_that_is_met_already_is_refused(tmp_path: Path) -> None:
 
 def test_python_alone_cannot_time_files() -> None:
     with pytest.raises(SettingError, match="latency is met by timing files, which a recipe"):
-        mz.prepare(net(), [PRUNE], example_inputs=X[:4], calibration=[X])
+        mz.prepare(net(), [PRUNE], example_inputs=X[:4])
