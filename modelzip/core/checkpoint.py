@@ -121,6 +121,15 @@ def read_json(path: Path) -> Any:
     return data
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a safetensors file that modelzip wrote, damaged contents aside."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def checksum(text: str) -> str:
     """CRC-32 of `text`, as eight hexadecimal digits.
 

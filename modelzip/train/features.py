@@ -1,4 +1,4 @@
-"""Feature distillation: a student looks where its teacher looks, whatever its widths."""
+"""Feature distillation: what a student computes midway is to resemble its teacher's."""
 
 from __future__ import annotations
 
@@ -66,35 +66,33 @@ def recording(model: nn.Module | None, names: Sequence[str]) -> Iterator[Feature
         found.clear()  # they hold the graph of the last step
 
 
-def attention(features: Tensor) -> Tensor:
-    """Maps [N, places] of unit length: the sum of squares over channels at each place.
+def attention(features: Tensor, *, channels: int) -> Tensor:
+    """Maps [N, places] of unit length: the sum of squares over the axis `channels` of each place.
 
-    Channels are the second axis of images [N, C, ...], and the last of sequences [N, T, C].
-
-    >>> attention(torch.tensor([[[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]]).sqrt()).tolist()
+    >>> attention(torch.tensor([[[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]]).sqrt(), channels=2).tolist()
     [[0.8320503234863281, 0.5547001957893372, 0.0]]
     """
-    axis = 1 if features.ndim > 3 else -1
-    return F.normalize(features.float().square().sum(axis).flatten(1), dim=1)
+    return _unit(features.float().square().sum(channels))
 
 
-def attention_transfer(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-    """Squared distance of the attention maps, from 0 to 2: mean over samples and modules.
+def feature_distance(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], *, kind: str = "attention"
+) -> Tensor:
+    """Squared distance of normalised features: mean over samples and modules, 0 where they agree.
 
-    Channel counts need not agree. Zagoruyko & Komodakis 2017, https://arxiv.org/abs/1612.03928.
+    "attention" compares maps of where the energy is, and channel counts need not agree; channels
+    are the axis in which the two differ, else the second of images [N, C, ...] and the last of
+    sequences [N, T, C]. Zagoruyko & Komodakis 2017, https://arxiv.org/abs/1612.03928. "values"
+    compares all values, as Romero et al. 2015, https://arxiv.org/abs/1412.6550.
 
-    >>> found = attention_transfer({"a": torch.eye(2)[None]}, {"a": torch.eye(2, 5)[None]})
-    >>> float(found)
+    >>> narrow, wide = {"a": torch.eye(2)[None]}, {"a": torch.eye(2, 5)[None]}
+    >>> float(feature_distance(narrow, wide))
     0.0
     """
     distances = []
     for name, taught in teacher.items():
-        ours, theirs = _map(name, student[name]), _map(name, taught)
-        if ours.shape != theirs.shape:
-            raise ModelError(
-                f"distill_features: {name} has {ours.shape[1]} places in the student and "
-                f"{theirs.shape[1]} in the teacher; choose modules of equal height and width"
-            )
+        compared = _maps if kind == "attention" else _values
+        ours, theirs = compared(name, student[name], taught)
         distances.append((ours - theirs).square().sum(dim=1).mean())
     return torch.stack(distances).mean()
 
@@ -109,10 +107,41 @@ def check_ran(names: Sequence[str], found: Mapping[str, Tensor], whose: str) -> 
             )
 
 
-def _map(name: str, features: Tensor) -> Tensor:
-    if features.ndim < 3 or features[0].numel() == features.shape[1 if features.ndim > 3 else -1]:
+def _maps(name: str, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    differing = _differing(ours, theirs)
+    if len(differing) > 1:
         raise ModelError(
-            f"distill_features: {name} gives features {list(features.shape)}, which have one place "
+            f"distill_features: {_shapes(name, ours, theirs)}; they may differ in channels alone"
+        )
+    channels = differing[0] if differing else 1 if ours.ndim > 3 else ours.ndim - 1
+    if ours.ndim < 3 or ours[0].numel() == ours.shape[channels]:
+        raise ModelError(
+            f"distill_features: {name} gives features {list(ours.shape)}, which have one place "
             "only and so no attention map; choose a module before the pooling"
         )
-    return attention(features)
+    return attention(ours, channels=channels), attention(theirs, channels=channels)
+
+
+def _values(name: str, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    if _differing(ours, theirs):
+        raise ModelError(
+            f"distill_features: {_shapes(name, ours, theirs)}; feature_kind: attention needs no "
+            "equal channels"
+        )
+    return _unit(ours.float()), _unit(theirs.float())
+
+
+def _differing(ours: Tensor, theirs: Tensor) -> list[int]:
+    """The axes, less that of samples, of different sizes; all of them where counts differ."""
+    if ours.ndim != theirs.ndim:
+        return list(range(1, max(ours.ndim, theirs.ndim)))
+    return [axis for axis in range(1, ours.ndim) if ours.shape[axis] != theirs.shape[axis]]
+
+
+def _shapes(name: str, ours: Tensor, theirs: Tensor) -> str:
+    shapes = f"{list(ours.shape)} in the student and {list(theirs.shape)} in the teacher"
+    return f"{name} gives features {shapes}"
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.flatten(1), dim=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from modelzip.core.checkpoint import is_checkpoint
 from modelzip.core.prepare import Prepared
 from modelzip.core.running import evaluating
 from modelzip.data.base import Splits, length
@@ -149,5 +150,16 @@ def _check_arguments(
         raise SettingError("distill is true, but there is no teacher; pass teacher=original_model")
     if checkpoint is not None and not checkpoint.parent.is_dir():
         raise SettingError(f"there is no folder {checkpoint.parent} for the checkpoint; create it")
-    if settings.save_to is not None and not Path(settings.save_to).parent.is_dir():
-        raise SettingError(f"there is no folder for save_to={settings.save_to!r}; create it")
+    if settings.save_to is not None:
+        _check_place(settings.save_to)
+
+
+def _check_place(save_to: str) -> None:
+    """SettingError where nothing can be saved, or something of the user's would be lost."""
+    path = Path(save_to)
+    if not path.parent.is_dir():
+        raise SettingError(f"there is no folder for save_to={save_to!r}; create it")
+    if path.exists() and not is_checkpoint(path):
+        raise SettingError(
+            f"save_to={save_to!r} is there, and no checkpoint of modelzip; give another name"
+        )

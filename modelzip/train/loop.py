@@ -20,7 +20,7 @@ from modelzip.data.base import Splits, length, loader, set_epoch
 from modelzip.data.checking import logits
 from modelzip.errors import DataError, ModelError
 from modelzip.train import state as saved
-from modelzip.train.features import Features, attention_transfer, check_ran, recording
+from modelzip.train.features import Features, check_ran, feature_distance, recording
 from modelzip.train.loss import learning_rate, loss
 from modelzip.train.processes import Processes
 from modelzip.train.progress import Tell, bar
@@ -154,7 +154,7 @@ class Run:
     def _distance(self, found: Features, taught: Features) -> Tensor:
         check_ran(self.features, found, "student")
         check_ran(self.features, taught, "teacher")
-        return attention_transfer(found, taught)
+        return feature_distance(found, taught, kind=self.settings.feature_kind)
 
     def _save_early(self, step: int) -> None:
         """Save the model for `rewind` if this is the step to do so."""

@@ -9,6 +9,7 @@ from modelzip.errors import SettingError
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
+FEATURE_KINDS = ("attention", "values")
 KEEPS = ("best", "best_or_start", "last")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -32,9 +33,12 @@ class FineTune:
         distill_weight: share of the distillation term in the loss, in (0, 1].
         temperature: that both outputs are divided by before the softmax, above 0.
         distill_features: globs over module names, or "type:Conv2d", of modules that teacher and
-            student have, whose outputs [N, C, H, W] or [N, T, C] also give attention maps to match.
-            Zagoruyko & Komodakis 2017, https://arxiv.org/abs/1612.03928.
-        feature_weight: of the mean squared distance of these maps, added to the loss, above 0.
+            student have, and whose outputs are to resemble each other too.
+        feature_kind: "attention" compares where outputs [N, C, H, W] or [N, T, C] are large, for
+            any number of channels. Zagoruyko & Komodakis 2017, https://arxiv.org/abs/1612.03928.
+            "values" compares all values, normalised by sample, for equal shapes. Romero et al.
+            2015, https://arxiv.org/abs/1412.6550.
+        feature_weight: of the mean squared distance of features in the loss, above 0.
         keep: the model to end with: that of the "best" epoch on the validation data; the same with
             the model before training as a candidate, "best_or_start", so that training never
             loses; or that of the "last". A pretrained model that has seen the validation slice is
@@ -66,6 +70,7 @@ class FineTune:
     distill_weight: float = 0.9
     temperature: float = 4.0
     distill_features: tuple[str, ...] = ()
+    feature_kind: str = "attention"
     feature_weight: float = 1.0
     keep: str = "best"
     clip_norm: float | None = None
@@ -98,6 +103,7 @@ class FineTune:
         object.__setattr__(self, "distill_features", names)
         if names and not self.distill:
             raise SettingError(f"distill_features={list(names)} needs distill: true")
+        checks.choice("feature_kind", self.feature_kind, FEATURE_KINDS)
         checks.positive("feature_weight", self.feature_weight)
         checks.choice("keep", self.keep, KEEPS)
         if self.clip_norm is not None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -70,6 +70,7 @@ def test_mse_range_has_the_least_error(counts, bits, ends):
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1), min_size=1, max_size=5))
+@example([[262145.0, -0.015625]])
 def test_a_histogram_counts_what_numpy_counts_however_often_its_bins_widen(batches):
     histogram = Histogram()
     for batch in batches:
@@ -77,8 +78,9 @@ def test_a_histogram_counts_what_numpy_counts_however_often_its_bins_widen(batch
     counts, low, high = histogram.trimmed()
     values = np.concatenate([np.float32(b) for b in batches]).astype(np.float64)
     assert counts.sum() == len(values)
-    assert low <= values.min()
-    assert high >= values.max()
+    slack = 2**-22 * histogram.top  # bins are found in float32
+    assert low - slack <= values.min()
+    assert high + slack >= values.max()
     # the mean of the bins' centres is within half a bin of the mean of the values
     width = (high - low) / len(counts)
     centres = low + (np.arange(len(counts)) + 0.5) * width

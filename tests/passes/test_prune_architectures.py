@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrize
 import modelzip as mz
 from modelzip.core.channels.resize import LAYERS
 from modelzip.core.running import call, evaluating, tensors
+from modelzip.core.surgery import clone
 from modelzip.runtime.session import load
 from tests.architectures import ARCHITECTURES, MODELS, build
 
@@ -82,7 +82,7 @@ def pruned(name: str, **settings: Any) -> tuple[nn.Module, nn.Module, Any, dict[
     """The original, the pruned model, example inputs, and the record of the pass."""
     model, inputs, zipped = _pruned(name, **settings)
     record = zipped.attached[0].context.record
-    return copy.deepcopy(model), copy.deepcopy(zipped.model), inputs, record
+    return clone(model), clone(zipped.model), inputs, record
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:

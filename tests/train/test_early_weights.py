@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import modelzip as mz
 from modelzip.core import early
@@ -72,3 +73,12 @@ def test_a_missing_folder_is_told_before_training(tmp_path: Path):
     message = re.escape(f"there is no folder for save_to={path!r}; create it")
     with pytest.raises(SettingError, match=message):
         train(FineTune(epochs=1, save_at=1, save_to=path))
+
+
+def test_weights_of_the_users_own_are_not_overwritten(tmp_path: Path):
+    path = tmp_path / "mine.safetensors"
+    for content in (save({"a": torch.ones(1)}), b"text"):
+        path.write_bytes(content)
+        with pytest.raises(SettingError, match="is there, and no checkpoint of modelzip; give an"):
+            train(FineTune(epochs=1, save_at=1, save_to=str(path)))
+        assert path.read_bytes() == content

@@ -8,7 +8,7 @@ from torch import nn
 
 import modelzip as mz
 from modelzip.errors import ModelError, SettingError
-from modelzip.train.features import attention, attention_transfer, feature_names, recording
+from modelzip.train.features import attention, feature_distance, feature_names, recording
 from modelzip.train.finetune import FineTune, finetune
 
 from . import tasks
@@ -29,15 +29,15 @@ def hooks(model: nn.Module) -> int:
 def test_attention_by_hand():
     image = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # energies 9 and 4
     expected = torch.tensor([[9.0, 4.0]]) / 97**0.5
-    assert torch.allclose(attention(image), expected)
-    assert torch.allclose(attention(image.flatten(2).mT), expected)
-    assert torch.equal(attention(torch.zeros(1, 2, 3)), torch.zeros(1, 2))
+    assert torch.allclose(attention(image, channels=1), expected)
+    assert torch.allclose(attention(image.flatten(2).mT, channels=2), expected)
+    assert torch.equal(attention(torch.zeros(1, 2, 3), channels=2), torch.zeros(1, 2))
 
 
 def test_distance_by_hand_with_other_widths():
     student = {"a": torch.tensor([[[1.0], [0.0]]]), "b": torch.tensor([[[1.0], [0.0]]])}
     teacher = {"a": torch.tensor([[[0.0, 0], [1, 1]]]), "b": torch.tensor([[[2.0, 2], [0, 0]]])}
-    assert float(attention_transfer(student, teacher)) == pytest.approx((2 + 0) / 2)
+    assert float(feature_distance(student, teacher)) == pytest.approx((2 + 0) / 2)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -60,7 +60,7 @@ def test_a_pruned_student_comes_nearer_to_its_teacher(precision):
             torch.no_grad(),
         ):
             student.model(images), teacher.eval()(images)
-            return float(attention_transfer(found, taught))
+            return float(feature_distance(found, taught))
 
     assert distance(20.0) < 0.8 * distance(1e-6)
 
@@ -101,8 +101,43 @@ def test_features_that_give_no_map_are_refused():
         settings = dataclasses.replace(SETTINGS, distill_features=(name,))
         with pytest.raises(ModelError, match=rf"{name} gives features .* which have one place"):
             train(settings=settings)
-    with pytest.raises(ModelError, match="a has 2 places in the student and 3 in the teacher"):
-        attention_transfer({"a": torch.ones(1, 2, 4)}, {"a": torch.ones(1, 3, 4)})
+    message = re.escape(
+        "a gives features [1, 2, 4] in the student and [1, 3, 5] in the teacher; they"
+    )
+    with pytest.raises(ModelError, match=message):
+        feature_distance({"a": torch.ones(1, 2, 4)}, {"a": torch.ones(1, 3, 5)})
+    with pytest.raises(ModelError, match="they may differ in channels alone"):
+        feature_distance({"a": torch.ones(1, 2, 4)}, {"a": torch.ones(1, 2, 4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [((2, 3, 4, 4), (2, 5, 4, 4)), ((2, 4, 4, 3), (2, 4, 4, 5)), ((2, 3, 9), (2, 5, 9))],
+)
+def test_channels_are_where_shapes_differ(ours, theirs):
+    """Images, images with channels last, and signals."""
+    axis = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+    one = [size if i != axis else 1 for i, size in enumerate(ours)]
+    places = torch.rand(one)
+    student, teacher = {"a": places.expand(ours)}, {"a": places.expand(theirs)}
+    assert float(feature_distance(student, teacher)) == pytest.approx(0, abs=1e-6)
+
+
+def test_values_by_hand():
+    student, teacher = {"a": torch.tensor([[3.0, 4.0]])}, {"a": torch.tensor([[0.0, 2.0]])}
+    found = feature_distance(student, teacher, kind="values")
+    assert float(found) == pytest.approx(0.6**2 + 0.2**2)
+    message = (
+        r"a gives features \[1, 2\] .* \[1, 3\] in the teacher; feature_kind: attention needs no"
+    )
+    with pytest.raises(ModelError, match=message):
+        feature_distance(student, {"a": torch.ones(1, 3)}, kind="values")
+
+
+def test_values_teach_too():
+    settings = dataclasses.replace(SETTINGS, distill_features=("6",), feature_kind="values")
+    _, report = train(settings=settings)
+    assert len(report.curve) == 3
 
 
 def test_modules_that_do_not_run_are_refused():
@@ -117,6 +152,8 @@ def test_modules_that_do_not_run_are_refused():
 def test_feature_settings():
     with pytest.raises(SettingError, match=r"distill_features=\['a'\] needs distill: true"):
         FineTune(epochs=1, distill_features=["a"])
+    with pytest.raises(SettingError, match="feature_kind has no choice 'value'; did you mean 'val"):
+        FineTune(epochs=1, distill=True, distill_features=["a"], feature_kind="value")
     with pytest.raises(SettingError, match="feature_weight must be above 0, got 0"):
         FineTune(epochs=1, distill=True, distill_features=["a"], feature_weight=0)
     assert FineTune(epochs=1, distill=True, distill_features="a").distill_features == ("a",)
