@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 from hypothesis import given, settings
@@ -47,23 +49,36 @@ def choices(group: Group) -> list[tuple[Candidate, ...]]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(problems(), st.floats(0.05, 3))
-def test_no_other_cuts_save_enough_at_less(
-    problem: tuple[list[Group], dict[int, float]], needed: float
+@given(
+    problems(),
+    st.lists(SAVINGS, min_size=15, max_size=15),
+    st.lists(st.floats(-0.1, 3), min_size=2, max_size=2),
+)
+def test_no_other_cuts_save_enough_of_everything_at_less(
+    problem: tuple[list[Group], dict[int, float]], others: list[float], needed: list[float]
 ) -> None:
     groups, saved = problem
-    found = cheapest(groups, lambda c: [saved[id(c)]], needed=[needed])
+    other = {id(one): value for one, value in zip(every(groups), others, strict=False)}
+
+    def short(cuts: Sequence[Candidate], slack: float) -> bool:
+        return any(
+            sum(table[id(c)] for c in cuts) < each - slack
+            for table, each in zip((saved, other), needed, strict=True)
+        )
+
+    found = cheapest(groups, lambda c: [saved[id(c)], other[id(c)]], needed=needed)
     every_way = [
         list(itertools.chain(*rows)) for rows in itertools.product(*(choices(g) for g in groups))
     ]
-    # sizes are counted in 65536ths of the budget, so a hair above what is needed is asked for
-    enough = [w for w in every_way if sum(saved[id(c)] for c in w) >= needed + 1e-3]
+    enough = [way for way in every_way if not short(way, -1e-5)]
     if found is None:
         assert not enough
         return
-    assert sum(saved[id(c)] for c in found) >= needed - 1e-9
+    assert not short(found, 1e-5)
+    assert any(set(found) == set(way) for way in every_way), "cuts exclude each other"
     total = sum(c.cost.kl for c in found)
-    assert all(total <= sum(c.cost.kl for c in way) + 1e-6 for way in enough)
+    least = min((sum(c.cost.kl for c in way) for way in enough), default=math.inf)
+    assert total <= least * (1 + 2e-3) + 1e-6
 
 
 def test_a_block_and_a_layer_inside_it_are_not_both_cut() -> None:
@@ -77,26 +92,6 @@ def test_a_block_and_a_layer_inside_it_are_not_both_cut() -> None:
 def test_all_together_may_not_be_enough() -> None:
     assert cheapest([Group([[cut("a", 4, 1.0)]])], lambda c: [1.0], needed=[1.5]) is None
     assert cheapest([], lambda c: [1.0], needed=[0.5]) is None
-
-
-@settings(deadline=None, max_examples=60)
-@given(problems(), st.lists(SAVINGS, min_size=12, max_size=12), st.floats(0.1, 0.9))
-def test_two_goals_are_both_met(
-    problem: tuple[list[Group], dict[int, float]], others: list[float], share: float
-) -> None:
-    groups, saved = problem
-    other = {id(one): value for one, value in zip(every(groups), others * 2, strict=False)}
-    most = [largest_of(groups, table) for table in (saved, other)]
-    found = cheapest(
-        groups, lambda c: [saved[id(c)], other[id(c)]], needed=[share * each for each in most]
-    )
-    if found is not None:
-        for table, each in zip((saved, other), most, strict=True):
-            assert sum(table[id(c)] for c in found) >= share * each - 1e-6
-
-
-def largest_of(groups: list[Group], table: dict[int, float]) -> float:
-    return sum(max(sum(table[id(c)] for c in way) for way in choices(g)) for g in groups)
 
 
 def test_two_goals_pull_two_ways() -> None:
