@@ -9,6 +9,7 @@
      ├─ DataError           data is missing, or of the wrong shape, type or range
      ├─ ExportError         the ONNX file could not be made, or no runtime here runs it
      ├─ OutputError         a result could not be written
+     ├─ ArchiveError        an archive is damaged, unknown, or asks for more than it may
      └─ MissingExtraError   an optional dependency is absent; names the extra (also an ImportError)
 
 Each says what is wrong, the value, where, and what to do.
@@ -46,6 +47,10 @@ class ExportError(ModelzipError):
 
 class OutputError(ModelzipError):
     """A result could not be written."""
+
+
+class ArchiveError(ModelzipError):
+    """An archive is damaged, of an unknown version, or asks for more than it may."""
 
 
 class MissingExtraError(ModelzipError, ImportError):

@@ -1,0 +1,1 @@
+"""The archive: a compressed model as small as it can be stored."""

@@ -1,0 +1,1 @@
+"""Coders of integers: of few kinds, of many zeros, and of weights that look alike nearby."""
