@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,3 +153,48 @@ def test_a_sharing_clone_has_the_same_tensors_in_modules_of_its_own() -> None:
     assert all(tensors[name] is originals[name] for name in originals)
     copied[1] = nn.Identity()
     assert isinstance(model[1], nn.BatchNorm2d)
+
+
+class Restored(nn.Module):
+    """Copies in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.restored = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"restored": True})
+
+
+class Holder(nn.Module):
+    """Holds what a copy must not share, and itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.own = nn.Linear(2, 2), Restored()
+        self.cache, self.same = [torch.ones(1)], self.inner
+        self.last = [self, self.inner]
+        self.register_buffer("mean", torch.zeros(2), persistent=False)
+        self.register_forward_hook(print)
+        self.inner.weight.requires_grad_(False)
+        self.eval()
+
+
+def test_a_copy_is_what_deepcopy_makes() -> None:
+    model = Holder()
+    model.call_count = torch.nn.Parameter(torch.ones(3))
+    for copied in (surgery.clone(model), copy.deepcopy(model)):
+        assert [list(vars(m)) for m in copied.modules()] == [list(vars(m)) for m in model.modules()]
+        assert copied.same is copied.inner is copied.last[1] is not model.inner
+        assert copied.last[0] is copied
+        assert copied.own.restored
+        assert copied.cache[0] is not model.cache[0]
+        assert [p.requires_grad for p in copied.parameters()] == [
+            p.requires_grad for p in model.parameters()
+        ]
+        assert not any(m.training for m in copied.modules())
+        assert list(copied._forward_hooks.values()) == [print]
+        assert copied._forward_hooks is not model._forward_hooks
+        assert "mean" not in copied.state_dict()
+        pairs = zip(copied.parameters(), model.parameters(), strict=True)
+        assert all(torch.equal(a, b) and a is not b for a, b in pairs)

@@ -75,11 +75,14 @@ def find_bundles(
     >>> [(b.name, b.units) for b in found], protected
     ([('0', 4)], {'2': "feeds the model's output"})
     """
+    return bundles_in(follow(model, inputs), model, chosen=chosen)
+
+
+def bundles_in(
+    seen: Trace, model: nn.Module, *, chosen: Iterable[str]
+) -> tuple[list[Bundle], dict[str, str]]:
+    """As `find_bundles`, of what `follow` saw of `model`."""
     chosen = list(chosen)
-    seen, outputs = _run(model, inputs)
-    for output in outputs:
-        if (label := seen.label(output)) is not None:
-            seen.ties.bar(label, "feeds the model's output")
     _bar_layers(seen.layers, seen.ties, model, set(chosen))
     units = seen.ties.resolve()
     found = list(_bundles(seen.layers, units))
@@ -91,8 +94,14 @@ def find_bundles(
     return found, {n: reasons.get(n, _IDLE) for n in chosen if n not in covered}
 
 
-def _run(model: nn.Module, inputs: Any) -> tuple[Trace, list[Tensor]]:
-    """Follow a copy that shares the parameters, on one row of `inputs` if it takes that."""
+def follow(model: nn.Module, inputs: Any) -> Trace:
+    """What is seen of the channels of `model` in one run.
+
+    A copy that shares the parameters runs on one row of `inputs`, or all if it does not take that.
+
+    Raises:
+        ModelError: the model does not run on `inputs`, or returns no tensor.
+    """
     for given in (rows(inputs, 1), inputs):
         twin = surgery.clone(model, share=True).eval()
         for module in twin.modules():
@@ -104,8 +113,11 @@ def _run(model: nn.Module, inputs: Any) -> tuple[Trace, list[Tensor]]:
         except Exception as error:  # the model's own code may raise anything
             fault = error
             continue
+        for output in outputs:
+            if (label := seen.label(output)) is not None:
+                seen.ties.bar(label, "feeds the model's output")
         if outputs:
-            return seen, outputs
+            return seen
         raise ModelError(
             f"{type(model).__name__} returns no tensor that depends on its parameters, so its "
             "channels cannot be followed"

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop
 
 from modelzip.core.channels.blocks import inside
-from modelzip.core.channels.resize import LAYERS, Slot, parameter_count, weight_count, widths
+from modelzip.core.channels.resize import PRUNABLE, Slot, parameter_count, weight_count, widths
 from modelzip.core.running import call, evaluating
 
 
@@ -22,26 +21,39 @@ def count_macs(model: nn.Module, inputs: Any) -> int:
     >>> count_macs(nn.Linear(3, 5), torch.ones(2, 3))
     30
     """
-    return _measure(model, inputs)[0][""]
+    counter = _Counter()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it is not counted
+    try:
+        with evaluating(model), counter:
+            call(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.total
 
 
 class Cost:
     """What `model` costs once channels are gone, without removing them.
 
+    `macs` are the multiply-accumulates now, of each module with what is inside it, "" being all.
     Every element of a layer's weight is used equally often, so its cost follows its size.
 
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
-    >>> cost = Cost(model, torch.ones(1, 2))
+    >>> cost = Cost(model, {"": 12, "0": 8, "1": 4})
     >>> cost.macs({}), cost.params({}), cost.macs({Slot("0", "out"): 1, Slot("1", "in"): 1})
     (12, 17, 9)
     >>> cost.macs({}, dropped=["1"]), cost.params({}, dropped=["1"])
     (8, 12)
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self._macs, self._layers = _measure(model, inputs)
+    def __init__(self, model: nn.Module, macs: Mapping[str, int]) -> None:
+        self._macs = macs
         self._parameters = sum(p.numel() for p in model.parameters())
         self._modules = dict(model.named_modules())
+        # all of attention follows its heads
+        self._layers = {
+            n: macs.get(n, 0) for n, m in self._modules.items() if isinstance(m, PRUNABLE)
+        }
 
     def macs(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
         """Multiply-accumulates with `removed[slot]` channels fewer, without `dropped` blocks."""
@@ -78,58 +90,6 @@ class Cost:
         return result
 
 
-def _measure(model: nn.Module, inputs: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Multiply-accumulates of each module with what is inside it ("" is all), and of each layer."""
-    layers: dict[str, int] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            side, tensor = "out", output
-            if isinstance(module, _ConvTransposeNd):
-                side, tensor = "in", given[0]
-            width = widths(module)
-            each = tensor.numel() * weight_count(module, width) // width[side]
-            layers[name] = layers.get(name, 0) + each
-
-        return hook
-
-    counter = _Products()
-    inner: dict[str, int] = {}
-    started: dict[str, int] = {}
-
-    def enter(name: str) -> Any:
-        def hook(*_: object) -> None:
-            started[name] = counter.total
-
-        return hook
-
-    def leave(name: str) -> Any:
-        def hook(*_: object) -> None:
-            inner[name] = inner.get(name, 0) + counter.total - started[name]
-
-        return hook
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
-            handles.append(module.register_forward_hook(watch(name)))
-        handles.append(module.register_forward_pre_hook(enter(name)))
-        handles.append(module.register_forward_hook(leave(name)))
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it is not counted
-    try:
-        with evaluating(model), counter:
-            call(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for handle in handles:
-            handle.remove()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and name in inner:
-            layers[name] = inner[name]  # all of it follows its heads
-    return {"": counter.total, **inner}, layers
-
-
 # attention on the CPU is not in torch's table
 _FORMULAS = {
     **flop_registry,
@@ -137,11 +97,17 @@ _FORMULAS = {
 }
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts multiply-accumulates by torch's own formulas.
+def products(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int:
+    """Multiply-accumulates of one op by torch's own formulas; 0 of one that is no product.
 
-    `torch.utils.flop_counter.FlopCounterMode` does too, and loads torch's compiler for it.
+    `torch.utils.flop_counter.FlopCounterMode` has them too, and loads torch's compiler for it.
     """
+    count = _FORMULAS.get(func._overloadpacket)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=output)) // 2
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the `products` of all ops inside."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -154,9 +120,6 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        count = _FORMULAS.get(func._overloadpacket)
-        if count is not None:
-            self.total += count(*args, **kwargs, out_val=output) // 2
+        output = func(*args, **(kwargs or {}))
+        self.total += products(func, args, kwargs or {}, output)
         return output

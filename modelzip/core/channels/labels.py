@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 _Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and offset in a storage
+_FOLDED = "_folded"  # an attribute of labels that need no folding: they are made all the time
 
 
 def along(numbers: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
@@ -24,7 +25,26 @@ def along(numbers: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
     """
     sizes = [1] * len(shape)
     sizes[axis] = len(numbers)
-    return numbers.view(sizes).expand(tuple(shape))
+    return _folded(numbers.view(sizes).expand(tuple(shape)))
+
+
+def line(label: Tensor, axis: int) -> Tensor:
+    """What lies along `axis` of a label: the largest number at each place.
+
+    >>> line(along(torch.tensor([1.0, 2.0]), 1, (3, 2, 3)), 1).tolist()
+    [1.0, 2.0]
+    """
+    (small,) = compact(label)
+    found = small.amax([other for other in range(small.dim()) if other != axis])
+    return found.expand(label.shape[axis])
+
+
+def spread(label: Tensor, shape: Sequence[int]) -> Tensor:
+    """`label` expanded to `shape`."""
+    if label.shape == shape:
+        return label
+    wide = label.expand(tuple(shape))
+    return _folded(wide) if hasattr(label, _FOLDED) else wide
 
 
 def broadcast(*labels: Tensor) -> list[Tensor]:
@@ -34,22 +54,33 @@ def broadcast(*labels: Tensor) -> list[Tensor]:
 
 def compact(*labels: Tensor) -> list[Tensor]:
     """`labels` broadcast together, cut to length 1 along the axes where all are expanded."""
-    views = broadcast(*labels)
-    for axis in range(views[0].dim()):
-        if views[0].shape[axis] > 1 and not any(v.stride(axis) for v in views):
-            views = [v.narrow(axis, 0, 1) for v in views]
-    return views
+    views = broadcast(*labels) if len(labels) > 1 else list(labels)
+    strides = [view.stride() for view in views]
+    shape = list(views[0].shape)
+    for axis, size in enumerate(shape):
+        if size > 1 and not any(stride[axis] for stride in strides):
+            shape[axis] = 1
+    if shape == list(views[0].shape):
+        return views
+    return [view.as_strided(shape, stride) for view, stride in zip(views, strides, strict=True)]
 
 
 def fold(label: Tensor) -> Tensor | None:
     """`label`, expanded along every axis where it is constant; None if it is zero all over."""
+    if hasattr(label, _FOLDED):
+        return label
     (small,) = compact(label)
     for axis in range(small.dim()):
         if small.shape[axis] > 1:
             first = small.narrow(axis, 0, 1)
             if torch.equal(first, small.narrow(axis, 1, 1)) and bool((small == first).all()):
                 small = first
-    return small.expand(label.shape) if bool(small.any()) else None
+    return _folded(small.expand(label.shape)) if bool(small.any()) else None
+
+
+def _folded(label: Tensor) -> Tensor:
+    setattr(label, _FOLDED, True)
+    return label
 
 
 def varying(label: Tensor) -> list[int]:
@@ -68,6 +99,7 @@ def varying(label: Tensor) -> list[int]:
 class _Record:
     """Labels of one storage: by place, or, once a part of it was overwritten, of every element."""
 
+    storage: StorageWeakRef  # keeps no memory alive, only its address from being used again
     places: dict[_Place, Tensor] = field(default_factory=dict)
     flat: Tensor | None = None
 
@@ -83,11 +115,11 @@ class Labels:
     """
 
     def __init__(self) -> None:
-        self._records: dict[StorageWeakRef, _Record] = {}
+        self._records: dict[int, _Record] = {}
 
     def get(self, tensor: Tensor) -> Tensor | None:
         """The label of `tensor`, or None if it carries no channel."""
-        record = self._records.get(reference(tensor))
+        record = self._records.get(address(tensor))
         if record is None:
             return None
         if record.flat is not None:
@@ -97,13 +129,20 @@ class Labels:
     def set(self, tensor: Tensor, label: Tensor | None) -> None:
         """Note the label of a new tensor or view."""
         if label is not None and (label := fold(label)) is not None:
-            record = self._records.setdefault(reference(tensor), _Record())
+            record = self._record(tensor)
             if record.flat is None:
                 record.places[_place(tensor)] = label
 
+    def _record(self, tensor: Tensor) -> _Record:
+        key = address(tensor)
+        if key not in self._records:
+            storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            self._records[key] = _Record(storage)
+        return self._records[key]
+
     def write(self, tensor: Tensor, label: Tensor | None) -> None:
         """Note that `tensor` was overwritten, and with it all that shares its storage."""
-        record = self._records.setdefault(reference(tensor), _Record())
+        record = self._record(tensor)
         place = _place(tensor)
         size = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
         if record.flat is None and tensor.numel() == size and record.places.keys() <= {place}:
@@ -117,9 +156,9 @@ class Labels:
         _put(record.flat, place, torch.zeros(()) if label is None else label)
 
 
-def reference(tensor: Tensor) -> StorageWeakRef:
-    """What stands for the storage of `tensor`, and keeps no memory alive."""
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+def address(tensor: Tensor) -> int:
+    """What stands for the storage of `tensor` while that is alive."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _place(tensor: Tensor) -> _Place:

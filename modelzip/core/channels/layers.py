@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from modelzip.core.channels.labels import Labels, along, reference
+from modelzip.core.channels.labels import Labels, address, along
 from modelzip.core.channels.resize import LAYERS, Slot, axes, groups, widths
 from modelzip.core.channels.ties import Ties
 
@@ -39,13 +38,13 @@ class Layers:
                 self.first[Slot(name, side)] = self.count + 1
                 self.width[Slot(name, side)] = width
                 self.count += width
-        self._parameters = {reference(p) for p in model.parameters()}
-        self._owners: dict[StorageWeakRef, list[tuple[str, str, Tensor]]] = {}
+        self._parameters = {address(p) for p in model.parameters()}
+        self._owners: dict[int, list[tuple[str, str, Tensor]]] = {}
         for name in dict.fromkeys(slot.layer for slot in self.first):
             for tensor_name in axes(self.modules[name]):
                 if (tensor := _own(self.modules[name], tensor_name)) is not None:
                     entry = (name, tensor_name, tensor)
-                    self._owners.setdefault(reference(tensor), []).append(entry)
+                    self._owners.setdefault(address(tensor), []).append(entry)
 
     def numbers(self, slot: Slot) -> Tensor:
         """The channel numbers of `slot`."""
@@ -69,18 +68,18 @@ class Layers:
 
     def see(self, tensor: Tensor) -> None:
         """Note that the layers that `tensor` belongs to are used."""
-        self.reached.update(name for name, _, _ in self._owners.get(reference(tensor), ()))
+        self.reached.update(name for name, _, _ in self._owners.get(address(tensor), ()))
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether `tensor` is a parameter of the model, or a view of one."""
-        return isinstance(tensor, nn.Parameter) or reference(tensor) in self._parameters
+        return isinstance(tensor, nn.Parameter) or address(tensor) in self._parameters
 
     def of_weight(self, tensor: Tensor) -> str | None:
         """The convolution or Linear whose whole weight `tensor` is, as stored or transposed.
 
         A weight of no layer is that of the one running, if it has the size: a layer may compute it.
         """
-        entries = self._owners.get(reference(tensor), [])
+        entries = self._owners.get(address(tensor), [])
         found = [
             name
             for name, tensor_name, weight in entries

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from modelzip.core.channels.calls import ALONE, REDUCED, Call, Labelled, each
+from modelzip.core.channels.labels import line, spread
 from modelzip.core.channels.resize import Slot
 
 SPATIAL = re.compile(r"(?:pool|upsample|reflection_pad|replication_pad|grid_sampler).*?(\d)d")
@@ -24,7 +25,7 @@ def pointwise(call: Call) -> Labelled:
         label = call.label(tensor)
         if label is None:
             continue
-        label = label.expand(shape)
+        label = spread(label, shape)
         merged = label if merged is None else call.meet(merged, label)
     if merged is None:
         return None
@@ -36,7 +37,7 @@ def pointwise(call: Call) -> Labelled:
 
 def copy(call: Call) -> Labelled:
     label = call.label(call.given["src"])
-    return None if label is None else label.expand(call.outputs[0].shape)
+    return None if label is None else spread(label, call.outputs[0].shape)
 
 
 def norm(call: Call) -> Labelled:
@@ -48,11 +49,12 @@ def norm(call: Call) -> Labelled:
     if label is not None:
         others = [axis for axis in range(label.dim()) if axis != 1]
         call.ties.fix(label, others, call.layers.blame(f"cannot be followed through {call.name}"))
-        channels = label.amax(others)
+        channels = line(label, 1)
     for numbers in _norm_channels(call, channels):
         numbers = numbers.repeat(len(channels) // len(numbers))
         call.ties.tie(channels, numbers)
-        call.ties.bar(torch.where(channels == 0, numbers, 0.0), ALONE)
+        if not bool(channels.all()):
+            call.ties.bar(torch.where(channels == 0, numbers, 0.0), ALONE)
     return [label, *[None] * (len(call.outputs) - 1)]
 
 
@@ -95,7 +97,7 @@ def reduce(call: Call) -> Labelled:
     call.ties.fix(label, dims, call.layers.blame(REDUCED))
     for dim in sorted(dims, reverse=True):
         label = label.amax(dim, keepdim=label.dim() == call.outputs[0].dim())
-    return [label.expand(out.shape) for out in call.outputs]
+    return [spread(label, out.shape) for out in call.outputs]
 
 
 def mix(call: Call) -> Labelled:
@@ -138,4 +140,4 @@ def spatial(call: Call) -> Labelled:
     dims = list(range(label.dim() - rank, label.dim()))
     call.ties.fix(label, dims, call.layers.blame(REDUCED))
     label = label.amax(dims, keepdim=True)
-    return [label.expand(out.shape) for out in call.outputs]
+    return [spread(label, out.shape) for out in call.outputs]

@@ -32,7 +32,7 @@ class ChannelPlan:
         dropped: residual blocks that go whole.
         channels: output channels before and after, of each layer to be narrowed; those of all
             heads of attention.
-        macs: multiply-accumulates before and after, for one call on the example inputs.
+        macs: multiply-accumulates before and after, for one row of the example inputs.
         params: parameters before and after.
         protected: layers that were chosen and stay as wide as they are, and why.
     """

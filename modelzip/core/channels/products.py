@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from modelzip.core.channels.calls import REDUCED, Call, Labelled, each
-from modelzip.core.channels.labels import along, fold, varying
+from modelzip.core.channels.labels import along, fold, line, varying
 from modelzip.core.channels.layers import Layers
 from modelzip.core.channels.resize import Slot
 
@@ -26,7 +26,7 @@ def _apply(call: Call, layer: str, label: Tensor | None, into: int, out: int) ->
         others = [axis for axis in range(label.dim()) if axis != into]
         kind = type(layers.modules[layer]).__name__
         call.ties.fix(label, others, f"cannot be pruned through {kind} {layer!r}")
-        call.ties.tie(label.amax(others), layers.numbers(Slot(layer, "in")))
+        call.ties.tie(line(label, into), layers.numbers(Slot(layer, "in")))
     if layers.width[Slot(layer, "out")] == 1:
         return None
     return along(layers.numbers(Slot(layer, "out")), out, call.outputs[0].shape)

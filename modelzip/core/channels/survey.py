@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modelzip.core.base import Batch
 from modelzip.core.channels import choose
 from modelzip.core.channels.blocks import find_blocks, inside
-from modelzip.core.channels.bundles import Bundle, find_bundles
+from modelzip.core.channels.bundles import Bundle, bundles_in, follow
 from modelzip.core.channels.choose import Chunk
 from modelzip.core.channels.cost import Cost
 from modelzip.core.channels.counts import attributes_after, because, with_counts
@@ -106,7 +106,8 @@ def survey(
         ModelError: the model does not run or cannot be followed.
         DataError: the importance needs labels, and a calibration batch has none.
     """
-    found, reasons = find_bundles(model, inputs, chosen=chosen)
+    seen = follow(model, inputs)
+    found, reasons = bundles_in(seen, model, chosen=chosen)
     protection = Protection(chosen, reasons)
     found = _prunable(model, inputs, goal, found, protection, proven=proven)
     scores = score(
@@ -119,7 +120,7 @@ def survey(
         # a block goes only where all layers in it may
         layers = [n for n, m in model.named_modules() if isinstance(m, LAYERS) and n not in chosen]
         blocks = [b for b in find_blocks(model, inputs) if not any(inside(n, b) for n in layers)]
-    return Survey(scores=scores, blocks=blocks, cost=Cost(model, inputs), protection=protection)
+    return Survey(scores=scores, blocks=blocks, cost=Cost(model, seen.macs), protection=protection)
 
 
 def _prunable(

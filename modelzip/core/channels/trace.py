@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelzip.core.channels.calls import Call, each
+from modelzip.core.channels.cost import products
 from modelzip.core.channels.labels import Labels
 from modelzip.core.channels.layers import Layers
 from modelzip.core.channels.rules import rule, starts
@@ -20,12 +22,19 @@ from modelzip.core.running import call, tensors
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, labels are kept beside all tensors, and `ties` tells what the ops make of them."""
+    """Inside, labels are kept beside all tensors, and `ties` tells what the ops make of them.
+
+    Attributes:
+        total: multiply-accumulates so far.
+        macs: those of each module, with what is inside it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers = Layers(model)
         self.ties = Ties(self.layers.count)
+        self.total = 0
+        self.macs: dict[str, int] = {}
         self._labels = Labels()
         self.layers.prepare(self._labels, self.ties)
 
@@ -40,12 +49,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (
-            kwargs or {}
-        )
+        name, arguments = _schema(func)
+        given = dict(zip(arguments, args, strict=False)) | (kwargs or {})
         known = {id(t): self._see(t) for t in each(given.values())}
         result = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        self.total += products(func, args, kwargs or {}, result)
         if starts(name) or any(label is not None for label in known.values()):
             outputs = list(each([result]))
             self._follow(Call(func, name, given, outputs, known, self.layers, self.ties))
@@ -79,10 +87,17 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._labels.set(output, label)
 
 
+@functools.cache
+def _schema(func: Any) -> tuple[str, tuple[str, ...]]:
+    """The name of an op, without the underscore of one in place, and of its arguments."""
+    name = func._schema.name.removeprefix("aten::").rstrip("_")
+    return name, tuple(argument.name for argument in func._schema.arguments)
+
+
 def trace(model: nn.Module, inputs: Any) -> tuple[Trace, list[Tensor]]:
     """Run `model`, in the mode it is in; what was learnt, and the tensors it returned."""
     seen = Trace(model)
-    with torch.no_grad(), _plain_attention(), _named(seen.layers), seen:
+    with torch.no_grad(), _plain_attention(), _named(seen), seen:
         outputs = list(tensors(call(model, inputs)))
     return seen, outputs
 
@@ -100,17 +115,20 @@ def _plain_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _named(layers: Layers) -> Iterator[None]:
-    """Keep `layers.running` while the model runs."""
+def _named(seen: Trace) -> Iterator[None]:
+    """Keep `layers.running` and `macs` while the model runs."""
     handles = []
+    layers, before = seen.layers, list[int]()
     for name, module in layers.modules.items():
 
         def enter(*_: Any, name: str = name) -> None:
             layers.running.append(name)
             layers.reached.add(name)
+            before.append(seen.total)
 
         def leave(*_: Any) -> None:
-            layers.running.pop()
+            name = layers.running.pop()
+            seen.macs[name] = seen.macs.get(name, 0) + seen.total - before.pop()
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))

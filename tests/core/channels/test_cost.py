@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from modelzip.core.channels import choose
-from modelzip.core.channels.bundles import find_bundles
+from modelzip.core.channels.bundles import find_bundles, follow
 from modelzip.core.channels.cost import Cost, count_macs
 from modelzip.core.channels.resize import LAYERS, resize
 from modelzip.core.channels.verify import kept_channels
+from modelzip.core.running import rows
 from tests.architectures import build
 
 
@@ -26,10 +27,10 @@ def test_predicts_what_resizing_costs(name: str) -> None:
         for bundle in found
         if not bundle.name.startswith("attention")
     ]
-    cost = Cost(copy.deepcopy(model), inputs)
+    cost = Cost(copy.deepcopy(model), follow(model, inputs).macs)
     removed = choose.removed(taken)
     resize(model, kept_channels(model, removed))
-    assert cost.macs(choose.counts(taken)) == count_macs(model, inputs)
+    assert cost.macs(choose.counts(taken)) == count_macs(model, rows(inputs, 1))
     assert cost.params(choose.counts(taken)) == sum(p.numel() for p in model.parameters())
 
 
