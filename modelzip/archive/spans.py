@@ -1,0 +1,45 @@
+"""Where the tensors of a file lie in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ITEM_SIZES = {
+    **dict.fromkeys(("bool", "int8", "uint8"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
+    "complex128": 16,
+}
+MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Span:
+    """A tensor's bytes in a file: little-endian, row by row, `size` of them from `offset` on.
+
+    `dtype` is a name of numpy's, or "bfloat16". Types of other widths are "uint8", and so are
+    bytes that are not as many as type and shape ask for.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def span(name: str, dtype: str | None, shape: Sequence[int], *, offset: int, size: int) -> Span:
+    """A Span of the type and shape that a file declares, or of plain bytes if they do not fit.
+
+    >>> span("w", "float32", [2, 3], offset=40, size=24)
+    Span(name='w', dtype='float32', shape=(2, 3), offset=40, size=24)
+    >>> span("w", None, [2, 3], offset=40, size=3)
+    Span(name='w', dtype='uint8', shape=(3,), offset=40, size=3)
+    """
+    fits = dtype is not None and math.prod(shape) * ITEM_SIZES[dtype] == size
+    if dtype is None or not fits:
+        dtype, shape = "uint8", (size,)
+    return Span(name[:MAX_NAME], dtype, tuple(shape), offset, size)
