@@ -141,17 +141,22 @@ def _bar_layers(layers: Layers, ties: Ties, model: nn.Module, chosen: set[str]) 
         if slot.layer in tied:
             reason = f"{tied[slot.layer]} are tied"
         elif extra := sorted(_own_tensors(module) - axes(module).keys()):
-            reason = f"{slot.layer!r} has tensors of its own: {', '.join(extra)}"
+            reason = _about(slot, f"has tensors of its own: {', '.join(extra)}")
         elif "weight" in axes(module) and not _plain(module):
-            reason = f"{slot.layer!r} computes its weight; prune channels before that is attached"
+            reason = _about(slot, "computes its weight; prune channels before that is attached")
         elif slot not in layers.applied if layer else slot.layer not in layers.reached:
             reason = _IDLE
         elif slot.side == "out" and layer and width == 1:
             reason = "has one output channel"
         elif slot.side == "out" and layer and slot.layer not in chosen:
-            reason = f"hangs together with {slot.layer!r}, which targets and skip leave out"
+            reason = _about(slot, "targets and skip leave out")
         if reason:
             ties.bar(layers.numbers(slot), reason)
+
+
+def _about(slot: Slot, what: str) -> str:
+    """`what` is so of the layer of `slot`, said of another layer that has the same channels."""
+    return f"{'feeds' if slot.side == 'in' else 'hangs together with'} {slot.layer!r}, which {what}"
 
 
 def _own_tensors(module: nn.Module) -> set[str]:
@@ -199,7 +204,8 @@ def _reasons(layers: Layers, units: Units) -> dict[str, str]:
         if slot.side == "out" and slot.layer not in reasons:
             stays = units.stays[first : first + layers.width[slot]]
             if (stays >= 0).any():
-                reasons[slot.layer] = units.reasons[stays[stays >= 0][0]]
+                reason = units.reasons[stays[stays >= 0][0]]
+                reasons[slot.layer] = reason.removeprefix(_about(slot, ""))
     return reasons
 
 
