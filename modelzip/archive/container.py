@@ -126,7 +126,8 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._data.close()
+        with suppress(OSError):  # a full disk has been told of before
+            self._data.close()
         if kind is None and not self._finished:
             raise ArchiveError(f"{self._path} is not written: finish(spec) was not called")
 

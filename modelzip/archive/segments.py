@@ -116,12 +116,12 @@ def join(
 
 def _find(path: Path, view: memoryview, smallest: int) -> tuple[str, list[Span]]:
     """A file's kind and tensors; ArchiveError says what is wrong and what can be packed."""
-    if bytes(view[:4]).startswith(PICKLES):
+    kind = "safetensors" if has_header(view) else "onnx"
+    if kind == "onnx" and bytes(view[:4]).startswith(PICKLES):
         raise ArchiveError(
             f"cannot pack {path}: it looks like torch.save's, whose pickles may run code; save the "
             "state_dict with safetensors.torch.save_file"
         )
-    kind = "safetensors" if has_header(view) else "onnx"
     found = FINDERS[kind](view)
     try:
         return kind, [tensor for tensor in found if tensor.size >= smallest]
