@@ -161,12 +161,10 @@ class Reader:
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Blob]]:
         view = self._file.view
-        if bytes(view[PREFIX : PREFIX + 1]) not in (b"", b"{"):
-            raise ArchiveError(f"{self._name} is no modelzip archive: byte 8 is not {{")
         try:
             header, start = read_header(view)
         except ArchiveError as error:
-            raise ArchiveError(f"{self._name} is no whole archive: {error}") from error
+            raise ArchiveError(f"{self._name} is no whole modelzip archive: {error}") from error
         text = _checked_spec(self._name, header)
         spec = parse_json(text.encode(), f"the spec of {self._name}")
         blobs = _listed(self._name, spec, start)

@@ -40,9 +40,10 @@ def read_header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise ArchiveError(
             f"its header claims {length} bytes, and the file ends {len(view) - PREFIX} bytes on"
         )
-    header = parse_json(bytes(view[PREFIX : PREFIX + length]), "its header")
-    if not isinstance(header, dict):
-        raise ArchiveError(f"its header is a JSON {type(header).__name__}, not an object")
+    text = bytes(view[PREFIX : PREFIX + length])
+    if not text.startswith(b"{"):
+        raise ArchiveError(f"byte {PREFIX} is not {{, as a header's first is")
+    header: dict[str, Any] = parse_json(text, "its header")
     return header, PREFIX + length
 
 

@@ -222,7 +222,9 @@ def test_what_is_cut_off_is_named(path: Path, whole: bytes) -> None:
     refused(path, whole[: data + 10], rf"cut short: blob 'second' is bytes {data + 8} to "
             rf"{data + 16}, and the file ends at {data + 10}")  # fmt: skip
     refused(
-        path, whole[:60], r"no whole archive: its header claims \d+ bytes, and the file ends 52"
+        path,
+        whole[:60],
+        r"no whole modelzip archive: its header claims \d+ bytes, and the file ends 52",
     )
     refused(path, whole[:5], r"the file ends at byte 5, inside the length of its header")
     refused(path, b"", r"model.mzip is empty")
@@ -290,7 +292,7 @@ def test_changed_anyhow_is_found(path: Path, whole: bytes, data: st.DataObject) 
         (packed({"__metadata__": []}), r"its metadata has no"),
         (packed({"__metadata__": {"modelzip.archive": "1"}}), r"its metadata has no text 'spec'"),
         (packed({"__metadata__": {"modelzip.archive": "1", "spec": "\ud800"}}), r"no text 'spec'"),
-        (packed(b"[]"), r"no modelzip archive: byte 8 is not {"),
+        (packed(b"[]"), r"no whole modelzip archive: byte 8 is not {, as a header"),
         (packed(b'{"a": 1, "a": 2}'), r"its header is no readable JSON: 'a' appears twice"),
         (packed(b'{"a": \xff}'), r"its header is no readable JSON: 'utf-8' codec"),
         (packed(b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"), r"its header nests values more than 32"),
