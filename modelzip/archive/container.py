@@ -275,8 +275,8 @@ def _is_text(name: str) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be opened for that."""
-    if os.name == "posix":
+    """Make a rename last through a power cut, where a folder can be opened for that."""
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -3,7 +3,7 @@
 Every TensorProto counts: initializers of the graph and of graphs inside attributes, attributes of
 nodes (Constant), functions, sparse tensors. A tensor's bytes are its raw_data, or else its packed
 float_data or double_data, which is the same. Integers in int32_data and the like are numbers of
-varying width and no tensor here. Field numbers: onnx.proto of ONNX 1.19,
+varying width and no tensor here. Field numbers: onnx.proto of ONNX 1.23,
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
