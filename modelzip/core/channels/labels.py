@@ -95,6 +95,24 @@ def varying(label: Tensor) -> list[int]:
     return [a for a in range(folded.dim()) if folded.shape[a] > 1 and folded.stride(a)]
 
 
+def crossed(label: Tensor) -> bool:
+    """Whether channels repeat along an axis along which others differ, as in a patchwork.
+
+    >>> crossed(torch.tensor([[1.0, 2.0], [1.0, 2.0]])), crossed(torch.tensor([[1.0, 2.0], [3, 4]]))
+    (False, False)
+    >>> crossed(torch.tensor([[1.0, 2.0], [1.0, 4.0]]))
+    True
+    """
+    (small,) = compact(label)
+    lowest = torch.where(small > 0, small, torch.inf)  # zeros are no channels
+    axes = range(small.dim())
+    differ = [axis for axis in axes if bool((lowest.amin(axis) < small.amax(axis)).any())]
+    alike = [axis for axis in axes if axis not in differ]
+    numbers = small.amax(alike) if alike else small
+    channels = numbers[numbers > 0].tolist()
+    return len(differ) > 1 and len(set(channels)) < len(channels)
+
+
 @dataclass
 class _Record:
     """Labels of one storage: by place, or, once a part of it was overwritten, of every element."""

@@ -102,6 +102,10 @@ class Layers:
         """The name of the innermost module running."""
         return self.running[-1] if self.running else ""
 
+    def where(self) -> str:
+        """The innermost module running, as where an op is."""
+        return f"in the forward of {self.inner()!r}" if self.inner() else "in the model's forward"
+
     def blame(self, otherwise: str) -> str:
         """Why channels must stay: the module running, if it is a single layer, else `otherwise`."""
         name = self.inner()

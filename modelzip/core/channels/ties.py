@@ -49,6 +49,7 @@ class Ties:
         self._barred: list[tuple[Numbers, bool, str]] = []
         self._splits: list[tuple[Numbers, tuple[int, ...], int | None]] = []
         self._laid_out: list[tuple[Numbers, str]] = []
+        self._mixed: list[tuple[Numbers, str]] = []
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Elements of `a` go with those of `b` where they meet, after broadcasting."""
@@ -82,6 +83,10 @@ class Ties:
         """The module `owner` splits or joins axes by the channels in `label`."""
         self._laid_out.append((np.unique(_numbers(*compact(label))), owner))
 
+    def mix(self, label: Tensor, reason: str) -> None:
+        """What later finds sizes fixed by the channels in `label` is not to blame: `reason` is."""
+        self._mixed.append((np.unique(_numbers(*compact(label))), reason))
+
     def resolve(self) -> Units:
         """Follow ties through any number of steps."""
         root = _components(self._count, self._pairs)
@@ -90,7 +95,7 @@ class Ties:
         ]
         if even:
             root = _components(self._count, [*self._pairs, *even])
-        reasons = [reason for _, _, reason in self._barred]
+        reasons = [reason for _, _, reason in self._barred] + [reason for _, reason in self._mixed]
         return Units(root, self._stays(root), reasons, self._owners(root))
 
     def _stays(self, root: Numbers) -> Numbers:
@@ -102,6 +107,11 @@ class Ties:
                 lowest = np.where(roots > 0, roots, self._count).min(1)
                 roots = roots[lowest < highest]
             latest[roots] = index
+        fixes = np.array([*(unless_alike for _, unless_alike, _ in self._barred), False])
+        by_size = fixes[latest]  # the last is for -1
+        for index, (numbers, _) in enumerate(self._mixed, len(self._barred)):
+            roots = root[numbers]
+            latest[roots[by_size[roots]]] = index
         latest[0] = -1
         stays: Numbers = latest[root]
         return stays

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelzip.core.channels.calls import Call, each
 from modelzip.core.channels.cost import products
-from modelzip.core.channels.labels import Labels
+from modelzip.core.channels.labels import Labels, crossed
 from modelzip.core.channels.layers import Layers
 from modelzip.core.channels.rules import rule, starts
 from modelzip.core.channels.ties import Ties
@@ -76,15 +76,25 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fits = False
         if follow is None or not fits:
             labels = [None] * len(op.outputs)
-            reason = op.layers.blame(f"cannot be followed through {op.name}")
+            there = f"{op.name} {op.layers.where()}"
+            reason = op.layers.blame(f"cannot be followed through {there}")
             for label in op.known.values():
                 if label is not None:
                     op.ties.bar(label, reason)
         for output, label in zip(op.outputs, labels, strict=True):
             if id(output) in op.known:
                 self._labels.write(output, label)
+                self._note_mixed(op, output)
             else:
                 self._labels.set(output, label)
+
+    def _note_mixed(self, op: Call, written: Tensor) -> None:
+        """Where a part of a tensor is written so that its axes hold channels unevenly, say so."""
+        whole = written._base
+        label = None if whole is None else self._labels.get(whole)
+        if label is not None and crossed(label):
+            reason = f"is mixed with other channels by {op.name}_ {op.layers.where()}"
+            op.ties.mix(label, op.layers.blame(reason))
 
 
 @functools.cache

@@ -278,6 +278,52 @@ def test_what_depends_on_all_channels_holds_them(run: Callable[..., Tensor], rea
     assert reason in reasons["a"]
 
 
+def _top_row(y: Tensor) -> Tensor:
+    y[:, :, :1] = y[:, :, :1].roll(1, 1)
+    return y
+
+
+def _positive(y: Tensor) -> Tensor:
+    y[y > 0] = 0.0
+    return y
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (_top_row, "is mixed with other channels by copy_"),
+        (_positive, "cannot be followed through index_put"),
+    ],
+)
+def test_a_write_is_blamed_and_no_module_after_it(write: Any, reason: str) -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return write(self.a(x))
+
+    rest = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1)
+    _, reasons = find(nn.Sequential(Writing(), *rest), torch.ones(1, 3, 3, 3))
+    assert reasons["0.a"] == f"{reason} in the forward of '0'"
+    model = Flow(lambda m, x: write(m.a(x)).mean((2, 3)), a=nn.Conv2d(3, 4, 1))
+    _, reasons = find(model, torch.ones(1, 3, 3, 3))
+    assert reasons["a"] == f"{reason} in the model's forward"
+
+
+def test_heads_written_one_by_one_are_not_mixed() -> None:
+    def heads(m: Any, x: Tensor) -> Tensor:
+        both = torch.empty(len(x), 2, 2, 5)
+        both[:, 0] = m.a(x).transpose(1, 2)
+        both[:, 1] = m.b(x).transpose(1, 2)
+        return m.norm(both.flatten(1, 2).transpose(1, 2))
+
+    more = {"b": nn.Linear(3, 2), "norm": nn.LayerNorm(4)}
+    _, reasons = find(flow(heads, 2, reads=4, **more), torch.ones(1, 5, 3))
+    assert reasons["a"] == "cannot be pruned through LayerNorm 'norm'"
+
+
 def test_a_channel_broadcast_over_the_others_stays() -> None:
     found, _ = find(flow(lambda m, x: m.a(x) * m.a(x)[:, 2:3]), VECTOR)
     assert channels(found["a"])["a.out"] == [[0], [1], [3]]
