@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modelzip.passes.magnitude_prune import MagnitudePrune
     from modelzip.passes.movement_prune import MovementPrune
     from modelzip.passes.prune_channels import PruneChannels
+    from modelzip.passes.rate_quantize import RateQuantize
     from modelzip.passes.reestimate_batch_norm import ReestimateBatchNorm
     from modelzip.passes.rewind import Rewind
     from modelzip.passes.smooth_quant import SmoothQuant
@@ -49,6 +50,7 @@ __all__ = [
     "PassReport",
     "Prepared",
     "PruneChannels",
+    "RateQuantize",
     "ReestimateBatchNorm",
     "Rewind",
     "SmoothQuant",
@@ -80,6 +82,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "PassReport": "core.base",
     "Prepared": "core.prepare",
     "PruneChannels": "passes.prune_channels",
+    "RateQuantize": "passes.rate_quantize",
     "ReestimateBatchNorm": "passes.reestimate_batch_norm",
     "Rewind": "passes.rewind",
     "SmoothQuant": "passes.smooth_quant",

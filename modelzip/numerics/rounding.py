@@ -35,19 +35,14 @@ def least_squares_integers(
     >>> abs(float(scale * integers.sum()) - 4.2) < 0.3
     True
     """
-    gram, cross = gram.double(), (gram if cross is None else cross).double()
-    damping = _DAMPING * float(gram.diagonal().mean()) + 1e-12
-    eye = torch.eye(len(gram), dtype=torch.float64)
-    gram = gram + damping * eye
-    original = weight.double()
-    target = torch.linalg.solve(gram, (original @ (cross + damping * eye)).T).T
+    gram, target = solve_target(weight, gram, gram if cross is None else cross)
     keep = weight != 0
     peak = weight.double().abs().amax(1).clamp_min(SMALLEST_SCALE) / weight_levels(bits)
     fractions = torch.linspace(1.0, _NARROWEST, _SCALES, dtype=torch.float64)
     scale = (fractions[:, None] * peak).flatten()  # every row once for each fraction
     rows = len(weight)
-    integers = _round_columns(
-        target.repeat(_SCALES, 1), gram, scale, keep.repeat(_SCALES, 1), bits=bits
+    integers = round_columns(
+        target.repeat(_SCALES, 1), gram, scale, keep.repeat(_SCALES, 1), top=weight_levels(bits)
     )
     errors = _error(integers * scale[:, None], target.repeat(_SCALES, 1), gram)
     best = errors.view(_SCALES, rows).argmin(0) * rows + torch.arange(rows)
@@ -55,16 +50,26 @@ def least_squares_integers(
     return integers.to(weight.dtype), scale.to(weight.dtype)
 
 
+def solve_target(weight: Tensor, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """`gram` with a little on its diagonal, and the rows that come nearest to W x unrounded.
+
+    Both float64; arguments as of `least_squares_integers`.
+    """
+    gram = gram.double()
+    damping = _DAMPING * float(gram.diagonal().mean()) + 1e-12
+    eye = damping * torch.eye(len(gram), dtype=torch.float64)
+    gram = gram + eye
+    target = torch.linalg.solve(gram, (weight.double() @ (cross.double() + eye)).T).T
+    return gram, target
+
+
 def _error(rounded: Tensor, target: Tensor, gram: Tensor) -> Tensor:
     left = rounded - target
     return ((left @ gram) * left).sum(1)
 
 
-def _round_columns(
-    target: Tensor, gram: Tensor, scale: Tensor, keep: Tensor, *, bits: int
-) -> Tensor:
-    """Integers for `target`, each column's error passed on to those after it."""
-    top = weight_levels(bits)
+def round_columns(target: Tensor, gram: Tensor, scale: Tensor, keep: Tensor, *, top: int) -> Tensor:
+    """Integers up to `top` for `target`, each column's error passed on to those after it."""
     order = gram.diagonal().argsort(descending=True)  # the weightiest while all others can help
     inverse = torch.linalg.inv(gram[order][:, order])
     upper = torch.linalg.cholesky(inverse, upper=True).float()

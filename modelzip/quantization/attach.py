@@ -53,7 +53,7 @@ def choose_layers(
         raise SelectionError(f"{pass_.name} can quantize none of the selected layers ({reasons})")
     surgery.refuse_tied(model, layers, pass_name=pass_.name)
     surgery.refuse_computed(layers, pass_name=pass_.name)
-    _refuse_unusable(pass_, model)
+    refuse_unusable(pass_, model)
     return layers, protected
 
 
@@ -111,7 +111,7 @@ def _is_composite(module: nn.Module) -> bool:
     return own and not isinstance(module, (*containers, *KINDS)) and any(module.children())
 
 
-def _refuse_unusable(pass_: Pass, model: nn.Module) -> None:
+def refuse_unusable(pass_: Pass, model: nn.Module) -> None:
     """ModelError for parameters that are not finite, or not float32."""
     for name, tensor in (*model.named_parameters(), *_statistics(model)):
         if not bool(torch.isfinite(tensor).all()):

@@ -32,7 +32,22 @@ def round_layer(
     input, so that it also makes up for the errors before it. `centred` leaves the mean out, for
     a bias that is corrected afterwards.
     """
-    batches = pairs.at(node.all_input_nodes[0])
+    gram, cross = moments(layer, pairs.at(node.all_input_nodes[0]), centred=centred)
+    quantizer.observing = True
+    weight = surgery.own_tensors(layer)["weight"].detach()  # masked, where it is pruned
+    quantizer.observing = False
+    rounded_weight, scale = _fitted(weight, gram, cross, bits=quantizer.bits)
+    surgery.original_tensor(layer).data.copy_(rounded_weight)
+    quantizer.keep(scale)
+
+
+def moments(
+    layer: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of x x^T and y x^T over pairs of what a layer sees, y exact and x rounded.
+
+    [groups, d, d], less the means where `centred`.
+    """
     limit = max(1, _POSITIONS // max(1, len(batches)))
     gram = cross = torch.zeros(())
     sums = [torch.zeros(()), torch.zeros(())]
@@ -46,12 +61,7 @@ def round_layer(
     if centred:
         gram = gram - sums[1][:, :, None] * sums[1][:, None] / count
         cross = cross - sums[0][:, :, None] * sums[1][:, None] / count
-    quantizer.observing = True
-    weight = surgery.own_tensors(layer)["weight"].detach()  # masked, where it is pruned
-    quantizer.observing = False
-    rounded_weight, scale = _fitted(weight, gram, cross, bits=quantizer.bits)
-    surgery.original_tensor(layer).data.copy_(rounded_weight)
-    quantizer.keep(scale)
+    return gram, cross
 
 
 def error_left(

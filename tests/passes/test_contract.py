@@ -119,6 +119,7 @@ ROWS = [
     Row(mz.FakeQuantize(bits=5, layer_bits={"0": 8, "type:Linear": 8}), tolerance=0.06),
     Row(mz.LearnBits(bits=5), training_steps=4, tolerance=0.02),
     Row(mz.LearnBits(bits=4.2, settle=0.9), training_steps=8, tolerance=0.02),
+    Row(mz.RateQuantize(size="0.2x")),
     Row(mz.WeightOnly()),
     Row(mz.WeightOnly(bits=4, block_size=32)),
     Row(mz.WeightOnly(bits=4, block_size=8, codebook="nf4"), norm_net),
@@ -177,7 +178,13 @@ def test_pair_composes_or_is_refused(a: Row, b: Row, tmp_path: Any) -> None:
         ):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
-    if {a.pass_.name, b.pass_.name} <= {"int8", "fake_quantize", "learn_bits", "weight_only"}:
+    if {a.pass_.name, b.pass_.name} <= {
+        "int8",
+        "fake_quantize",
+        "learn_bits",
+        "rate_quantize",
+        "weight_only",
+    }:
         with pytest.raises(SettingError, match="the model is quantized already"):
             mz.prepare(model, [a.pass_, b.pass_], **given)
         return
