@@ -14,17 +14,24 @@ from modelzip.errors import ModelzipError
 from modelzip.train.finetune import FineTune, finetune
 
 
-def main(folder: Path) -> None:
-    torch.manual_seed(0)
+def net(*, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
     # no batch norm: its statistics are those of one process's part of a batch
-    model = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10)
     )
+
+
+def main(folder: Path) -> None:
+    model, teacher = net(seed=0), net(seed=1)
     prepared = Prepared(model)
     report = finetune(
         prepared,
         digits(),
-        FineTune(steps=20, lr=0.02, precision="float32"),
+        FineTune(
+            steps=20, lr=0.02, precision="float32", distill=True, distill_features=("0", "2")
+        ),
+        teacher=teacher,
         batch_size=32,
         checkpoint=folder / "checkpoint.safetensors",
         progress=False,
