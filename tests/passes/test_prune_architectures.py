@@ -225,7 +225,7 @@ def test_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["torch_encoder", "cross_attention", "vit_fused", "bert"])
+@pytest.mark.parametrize("name", ["torch_encoder", "cross_attention", "vit_head_dim", "bert"])
 def test_integers_come_after_heads_were_cut(name: str, tmp_path: Path) -> None:
     model, inputs = build(name)
     passes = [mz.PruneChannels(sparsity=0.5, scope="layer", round_to=1), mz.Int8()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop
 from modelzip.core.channels.blocks import inside
 from modelzip.core.channels.resize import PRUNABLE, Slot, parameter_count, weight_count, widths
 from modelzip.core.running import call, evaluating
+
+if TYPE_CHECKING:  # it counts these products while it follows channels
+    from modelzip.core.channels.bundles import Bundle
 
 
 def count_macs(model: nn.Module, inputs: Any) -> int:
@@ -36,7 +39,9 @@ class Cost:
     """What `model` costs once channels are gone, without removing them.
 
     `macs` are the multiply-accumulates now, of each module with what is inside it, "" being all.
-    Every element of a layer's weight is used equally often, so its cost follows its size.
+    Every element of a layer's weight is used equally often, so its cost follows its size. What a
+    module multiplies itself, as attention does queries and keys, follows the one of `bundles` that
+    it lays out in heads.
 
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
     >>> cost = Cost(model, {"": 12, "0": 8, "1": 4})
@@ -46,7 +51,9 @@ class Cost:
     (8, 12)
     """
 
-    def __init__(self, model: nn.Module, macs: Mapping[str, int]) -> None:
+    def __init__(
+        self, model: nn.Module, macs: Mapping[str, int], bundles: Iterable[Bundle] = ()
+    ) -> None:
         self._macs = macs
         self._parameters = sum(p.numel() for p in model.parameters())
         self._modules = dict(model.named_modules())
@@ -54,6 +61,11 @@ class Cost:
         self._layers = {
             n: macs.get(n, 0) for n, m in self._modules.items() if isinstance(m, PRUNABLE)
         }
+        laid_out: dict[str, list[Slot]] = {}
+        for bundle in bundles:
+            for owner in bundle.owners:
+                laid_out.setdefault(owner, []).append(next(iter(bundle.channels)))
+        self._heads = {owner: slots[0] for owner, slots in laid_out.items() if len(slots) == 1}
 
     def macs(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
         """Multiply-accumulates with `removed[slot]` channels fewer, without `dropped` blocks."""
@@ -63,6 +75,10 @@ class Cost:
                 module = self._modules[name]
                 left = weight_count(module, width) / weight_count(module, widths(module))
                 total -= self._layers[name] * (1 - left)
+        for owner, slot in self._heads.items():
+            if slot in removed and not any(inside(slot.layer, block) for block in dropped):
+                gone = removed[slot] / widths(self._modules[slot.layer])[slot.side]
+                total -= self._own(owner) * gone
         return round(total)
 
     def params(self, removed: Mapping[Slot, int], *, dropped: Sequence[str] = ()) -> int:
@@ -74,6 +90,12 @@ class Cost:
             module = self._modules[name]
             total += parameter_count(module, width) - parameter_count(module, widths(module))
         return total
+
+    def _own(self, name: str) -> int:
+        """Multiply-accumulates of a module less those of what is inside it."""
+        prefix = f"{name}." if name else ""
+        children = (child for child, _ in self._modules[name].named_children())
+        return self._macs.get(name, 0) - sum(self._macs.get(prefix + c, 0) for c in children)
 
     def layer_macs(self, name: str) -> int:
         """Multiply-accumulates of one layer; 0 of one that has none or does not run."""

@@ -120,7 +120,8 @@ def survey(
         # a block goes only where all layers in it may
         layers = [n for n, m in model.named_modules() if isinstance(m, LAYERS) and n not in chosen]
         blocks = [b for b in find_blocks(model, inputs) if not any(inside(n, b) for n in layers)]
-    return Survey(scores=scores, blocks=blocks, cost=Cost(model, seen.macs), protection=protection)
+    cost = Cost(model, seen.macs, scores)
+    return Survey(scores=scores, blocks=blocks, cost=cost, protection=protection)
 
 
 def _prunable(

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+import modelzip as mz
+from modelzip.core.base import Context
 from modelzip.core.channels import choose
 from modelzip.core.channels.bundles import find_bundles, follow
 from modelzip.core.channels.cost import Cost, count_macs
 from modelzip.core.channels.resize import LAYERS, resize
 from modelzip.core.channels.verify import kept_channels
 from modelzip.core.running import rows
+from modelzip.passes.prune_channels import PruneChannels
 from tests.architectures import build
 
 
@@ -38,3 +41,13 @@ def test_counts_by_hand() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 2, 2, 2))
     x = torch.ones(2, 3, 4, 4)
     assert count_macs(model, x) == 2 * (16 * 3 * 8 * 9 + 16 * 8 * 2 * 4)
+
+
+@pytest.mark.parametrize("name", ["vit_separate", "vit_head_dim", "bert"])
+def test_what_attention_multiplies_itself_follows_its_heads(name: str) -> None:
+    model, inputs = build(name)
+    pass_ = PruneChannels(sparsity=0.5, scope="layer", round_to=1)
+    plan = pass_.plan(model, Context(example_inputs=inputs))
+    assert any("att" in layer for layer in plan.channels), "no head is gone"
+    small = mz.prepare(model, [pass_], example_inputs=inputs).convert()
+    assert list(plan.macs) == [count_macs(m, rows(inputs, 1)) for m in (model, small)]
