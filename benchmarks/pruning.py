@@ -2,18 +2,19 @@
 
     python benchmarks/pruning.py surgery                   a minute
     python benchmarks/pruning.py curve [--epochs 3]        ResNet-20: an hour on one core
-    python benchmarks/pruning.py resnet56 [--out FOLDER]   an hour or two for each training; weights
+    python benchmarks/pruning.py resnet56 [--recipe FILE] [--out FOLDER] [--only TOOL]
+                                                           an hour or two for each training; weights
                                                            that are in FOLDER are used again
 
 surgery: wall time and peak memory of planning and cutting, each in a process of its own, best of
 three, and the time without modelzip's trials of the pruned model against the masked one. curve:
 top-1 over measured latency in onnxruntime at four targets, with the widths shrunk alike, by global
 scores, and by latency; the first two are cut to what takes nearest to the time that the third
-takes. resnet56: top-1, multiplications and speed of recipes/resnet56_prune_int8.yaml, and of
-Torch-Pruning at the same multiplications with the same fine-tuning. Accuracy is of the file on all
-10,000 test images, speed is the dense float file's time in onnxruntime by the file's own, one
-thread, all files in the same interleaved rounds. Needs CIFAR-10 and the weights (see MODELZIP_DATA
-and MODELZIP_MODELS in the README), and `pip install torch-pruning==1.6.1`.
+takes. resnet56: top-1, multiplications and speed of recipes/resnet56_prune_int8.yaml or another
+like it, and of Torch-Pruning at the same multiplications with the same fine-tuning. Accuracy is of
+the file on all 10,000 test images, speed is the dense float file's time in onnxruntime by the
+file's own, one thread, all files in the same interleaved rounds. Needs CIFAR-10 and the weights
+(see MODELZIP_DATA and MODELZIP_MODELS in the README), and `pip install torch-pruning==1.6.1`.
 """
 
 from __future__ import annotations
@@ -314,8 +315,8 @@ def curve(epochs: float) -> None:
         print(tabulate(rows, headers=headers, tablefmt="github"))
 
 
-def resnet56(folder: Path) -> None:
-    steps = recipe_loader.load(RECIPE).steps
+def resnet56(recipe: Path, folder: Path, *, only: str | None) -> None:
+    steps = recipe_loader.load(recipe).steps
     prune, int8 = (each for each in steps if isinstance(each, Pass))
     how = next(each for each in steps if isinstance(each, FineTune))
     splits, original = cifar10(), dense("resnet56")
@@ -323,28 +324,30 @@ def resnet56(folder: Path) -> None:
     inputs = calibration[0][0][:8]
     whole = count_macs(original, inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (ours := folder / "modelzip.safetensors").exists():
-        later = Later(
-            passes=[int8],
-            example_inputs=inputs,
-            calibration=as_batches(calibration),
-            training_steps=None,
-            serving=keep_float.Serving(),
-            seed=0,
-        )
-        step, fit = settle(cast(mz.PruneChannels, prune), original, original=original, later=later)
-        print(f"{fit.text}\n")
-        prepared = mz.prepare(original, [step], example_inputs=inputs)
-        finetune(prepared, splits, how, batch_size=128, teacher=original)
-        prepared.save(ours)
-    pruned = mz.load(zoo.resnet56, ours)
-    peer = copy.deepcopy(original)
+    if not (cut := folder / "cut.safetensors").exists():
+        step = cast(mz.PruneChannels, prune)
+        if step.latency is not None:
+            later = Later(
+                passes=[int8],
+                example_inputs=inputs,
+                calibration=as_batches(calibration),
+                training_steps=None,
+                serving=keep_float.Serving(),
+                seed=0,
+            )
+            step, fit = settle(step, original, original=original, later=later)
+            print(f"{fit.text}\n")
+        mz.prepare(original, [step], example_inputs=inputs).save(cut)
+    pruned, peer = mz.load(zoo.resnet56, cut), copy.deepcopy(original)
     with_torch_pruning(peer, inputs, macs=count_macs(pruned, inputs) / whole)
-    if (theirs := folder / "torch_pruning.safetensors").exists():
-        load_model(peer, theirs)
-    else:
-        peer = tuned(peer, original, splits, how)
-        save_model(peer, str(theirs))
+    for tool, model in (("modelzip", pruned), ("Torch-Pruning", peer)):
+        path = folder / f"{tool}.safetensors"
+        if only in (None, tool) and not path.exists():
+            save_model(tuned(model, original, splits, how), str(path))
+        if only is None:
+            load_model(model, path)
+    if only is not None:
+        return
 
     def in_int8(model: nn.Module) -> nn.Module:
         return mz.prepare(model, [int8], example_inputs=inputs, calibration=calibration).convert()
@@ -395,7 +398,9 @@ def main() -> None:
     parser.add_argument("part", choices=["surgery", "curve", "resnet56"])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
+    parser.add_argument("--only", choices=TOOLS, help="train this one alone, in the folder")
     arguments = parser.parse_args()
     if arguments.one:
         surgery_alone(*arguments.one)
@@ -407,7 +412,7 @@ def main() -> None:
     elif arguments.part == "curve":
         curve(arguments.epochs)
     else:
-        resnet56(arguments.out)
+        resnet56(arguments.recipe, arguments.out, only=arguments.only)
 
 
 if __name__ == "__main__":
