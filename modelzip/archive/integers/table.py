@@ -13,9 +13,10 @@ A table has these bytes, where varint is a LEB128 number of at most 64 bits and 
   A rank r >= 0 means 2**(-r / 2**s) times the count of the commonest, and v is zigzag(r - r') for
   r' the rank before (0 at first); if entries are absent, v is 0 for those and 1 more for others.
 
-Ranks become frequencies that sum to 2**24 with integers alone: rank r has d = r * 2**(3 - s) and
-weight w = ROOTS[-d mod 8] >> ceil(d / 8), absent entries have 0, W is the sum, n the number of
-entries, and a frequency is 1 + w * (2**24 - n) // W; the first of the largest gets what is left.
+Ranks become frequencies that sum to 2**b, b = 24 or what the user of the table says, with integers
+alone: rank r has d = r * 2**(3 - s) and weight w = ROOTS[-d mod 8] >> ceil(d / 8), absent entries
+have 0, W is the sum, n the number of entries, and a frequency is 1 + w * (2**b - n) // W; the first
+of the largest gets what is left.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ class Table:
         """How many integers have an entry: `low` to `low + size - 1`."""
         return len(self.ranks) - (self.width > 0)
 
-    def frequencies(self) -> Ints:
-        """Of each entry, at least 1 of 2**24 in all."""
+    def frequencies(self, bits: int = TOTAL_BITS) -> Ints:
+        """Of each entry, at least 1 of 2**bits in all."""
         below = self.ranks << (3 - self.step)
         weights = ROOTS[-below & 7] >> np.minimum((below + 7) >> 3, 63)
         weights[self.ranks == ABSENT] = 0
-        spread = (1 << TOTAL_BITS) - len(weights)
+        spread = (1 << bits) - len(weights)
         found: Ints = 1 + weights * spread // weights.sum()
-        found[found.argmax()] += (1 << TOTAL_BITS) - found.sum()
+        found[found.argmax()] += (1 << bits) - found.sum()
         return found
 
     def write(self) -> bytes:
@@ -103,14 +104,14 @@ def read_table(view: memoryview) -> tuple[Table, int]:
     return Table(low, ranks, flags & 3, width, escapes, bool(flags >> 7)), at + (end + 7) // 8
 
 
-def make_table(counts: Ints, low: int, others: int, *, width: int) -> tuple[Table, float]:
+def make_table(counts: Ints, low: int, others: int = 0, *, width: int = 0) -> tuple[Table, float]:
     """The table that makes integers and itself shortest, and how many bits they take.
 
     counts: of the integers from `low` on. others: how many more there are, all of which escape.
-    width: bytes of an escaped value.
+    width: bytes of an escaped value; 0 if none may escape.
     """
     best, least = None, float("inf")
-    for start, stop in _cores(counts):
+    for start, stop in _cores(counts, TAILS if width else TAILS[:1]):
         core, escapes = counts[start:stop], others + int(counts[:start].sum() + counts[stop:].sum())
         known = np.append(core, escapes) if escapes else core
         for step in range(4):
@@ -124,11 +125,11 @@ def make_table(counts: Ints, low: int, others: int, *, width: int) -> tuple[Tabl
     return best, least
 
 
-def _cores(counts: Ints) -> list[tuple[int, int]]:
+def _cores(counts: Ints, tails: tuple[int, ...]) -> list[tuple[int, int]]:
     """Ranges of entries, from all that occur to fewer and fewer of the rare ones at both ends."""
     below, total = np.cumsum(counts), int(counts.sum())
     found = []
-    for rare in TAILS if total else ():
+    for rare in tails if total else ():
         start = int(np.searchsorted(below, total // rare, side="right"))
         stop = int(np.searchsorted(below, total - total // rare)) + 1
         if (start, stop) not in found:
