@@ -120,13 +120,15 @@ class Decoder:
     def _decode(
         self, data: memoryview, form: Form, shape: Sequence[int], dtype: DTypeLike
     ) -> NDArray[Any]:
+        if np.dtype(dtype).kind not in "iu":
+            raise ArchiveError(f"must be decoded to integers, got {np.dtype(dtype)}")
         size, view = math.prod(shape), view_of(shape)
         if size > MOST_PER_BYTE * len(data) or (data and not size):
             raise ArchiveError(f"{len(data)} bytes cannot be {size} integers")
-        out = np.empty((view.rows, view.columns * view.taps), dtype)
         if not size:
-            return out.reshape(shape)
+            return np.empty(shape, dtype)
         escapes, remainders, words = _split(data, form, view)
+        out = np.empty((view.rows, view.columns * view.taps), dtype)
         model = _model(self._models, form.limit)
         means = _Means(form.limit, view.columns)
         at = bits_at = used = 0

@@ -21,6 +21,8 @@ BUCKETS = {  # limit -> bits of a place in each bucket of magnitudes, which are 
 }
 LIMITS = tuple(BUCKETS)
 MOST_TAPS = 64
+MOST_AXES = 32
+MOST_INTEGERS = 1 << 59  # of 8 bytes, that numpy counts, zeros aside
 BLOCK = 1 << 18  # integers
 SAMPLE = 1 << 15
 WIDTHS = (1, 2, 4)  # bytes of an escape
@@ -51,6 +53,8 @@ View(rows=10, columns=1, taps=1, width=1))
     """
     if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
         raise ArchiveError(f"shape must be of integers from 0 on, got {tuple(shape)}")
+    if len(shape) > MOST_AXES or math.prod(max(size, 1) for size in shape) > MOST_INTEGERS:
+        raise ArchiveError(f"shape is too large: {str(tuple(shape))[:100]}")
     taps = math.prod(shape[2:])
     if len(shape) > 2 and taps <= MOST_TAPS:
         view = View(shape[0], shape[1], taps, shape[-1])
@@ -127,7 +131,7 @@ def choose_form(values: NDArray[Any], limit: int | None) -> Form:
 def _choose_shift(sample: NDArray[np.int64], most: int) -> int:
     """How many lowest bits to keep apart: the fewest bits a value, by the sample's entropy."""
     best, best_bits = 0, math.inf
-    for shift in range(max(1, most.bit_length() - LIMITS[0].bit_length() - 2)):
+    for shift in range(max(1, most.bit_length() - LIMITS[-1].bit_length() + 1)):
         coarse = abs((sample + (1 << shift >> 1)) >> shift)
         escapes = np.count_nonzero(coarse > LIMITS[-1]) / sample.size
         counts = np.bincount(np.minimum(coarse, LIMITS[-1] + 1))

@@ -1,11 +1,34 @@
-"""The loops of the context coder, as context.py specifies them, compiled where numba is installed.
+"""The model of the context coder, compiled where numba is installed, and how it reads words.
+
+**Words.** The state x of a block starts as its first two words, the first being the upper half.
+A symbol is the entry s with start[s] <= x mod 2**15 < start[s + 1] in a table of 16; x becomes
+(start[s + 1] - start[s]) * (x >> 15) + x mod 2**15 - start[s]. Raw bits are the lowest of x, which
+is shifted right by as many. After either, while x < 2**31, x becomes x * 2**32 + the next word.
+At the end of a block x is 2**31. (Asymmetric numeral systems, Duda 2013,
+https://arxiv.org/abs/1311.2540.)
+
+**Tables.** A table holds start[s] * 2**12 as integers, 0 to 2**27, of which start[s] is rounded
+down, and adapts after each symbol s: with n the symbols it saw before, 1023 at most, and r =
+`RATES[n]`, or `FINE_RATES[n]` if it is of the second kind, an entry e becomes e + ((t - e) >> r),
+rounded down, where t is from `TARGETS[s]`. Entries stay 2**12 apart, so every symbol keeps a
+frequency. `make_tables` says what they start from. Tables are kept from tensor to tensor, for each
+limit apart.
+
+**Values.** A symbol is 7 + b or, for negatives, 7 - b: b is 0 for 0, 1 to 7 a bucket of
+magnitudes, and 8 an escape, with magnitude limit + 1. Of an integer's place in a bucket of 2**n
+magnitudes the upper 3 bits (or n, if less) are a symbol of a second table, and the rest are raw.
+
+**Contexts.** The first table is chosen by a scale, 0 to 31, and by a prediction, 0 to 10; the
+second by the scale, the bucket, and whether the sign is as predicted. The scale is the logarithm,
+in half octaves, of the mean magnitude to expect: row's mean times column's over that of all rows,
+with what was seen of the kernel. A prediction is a weighted sum of the taps to the left and above,
+by its sign and its size against the scale. `code_rows` defines each in integers: means are of 256,
+in logarithms of 1/8 octave of 1/32; a tensor's means start from 51 * limit + 8.
 
 Importing this module imports numba, which takes half a second: import it where the coder is used.
 What is compiled stays in this one module with its constants, as numba knows by the file's time
-whether code that it kept is still good.
-All arithmetic is on integers of at most 64 bits, the same here as in plain Python. Compiled code
-checks no bounds: whatever the words are, every index is bounded, if arrays have the sizes that
-`code_rows` asks for.
+whether code that it kept is still good. It checks no bounds: whatever the words are, every index
+is bounded, if arrays have the sizes that `code_rows` asks for.
 """
 
 from __future__ import annotations
@@ -100,10 +123,14 @@ def _jit(function: Function) -> Function:
 
 
 @_jit
+def _word(words: Any, at: Any) -> Any:
+    return _U(words[min(at, words.size - 1)])  # where they are cut off, the last again and again
+
+
+@_jit
 def _refill(state: Any, words: Any, at: Any) -> Any:
     low = state < _LOW
-    word = _U(words[min(at, words.size - 1)])
-    fuller = (state << _HALF) | word
+    fuller = (state << _HALF) | _word(words, at)  # needed or not: quicker than a branch
     return (fuller if low else state), at + _I(low)
 
 
@@ -198,9 +225,8 @@ def code_rows(
     made = 0
     wrong = False
     if not encoding:
-        state, at = _refill(_U(0), words, at)
-        state = (state << _HALF) | (_U(words[at]) if at < words.size else _U(0))
-        at += 1
+        state = (_word(words, at) << _HALF) | _word(words, at + 1)
+        at += 2
     limit = bases[ZERO + 1] - 1
     place = 0
     for _ in range(values.size // (columns.size * taps)):
