@@ -134,13 +134,34 @@ def _refill(state: Any, words: Any, at: Any) -> Any:
     return (fuller if low else state), at + _I(low)
 
 
+def _or(plain: Function) -> Callable[[Function], Function]:
+    """A decorator: compiled or, without numba, `plain`, the same in fewer steps of Python."""
+
+    def choose(function: Function) -> Function:
+        compiled = _jit(function)
+        return plain if compiled is function else compiled
+
+    return choose
+
+
+def _count_to_by_numpy(table: Any, last: Any) -> Any:
+    return table.searchsorted(last, "right")
+
+
+@_or(_count_to_by_numpy)
+def _count_to(table: Any, last: Any) -> Any:
+    """How many entries are at most `last`."""
+    count = np.int32(0)
+    for entry in range(SYMBOLS):
+        count += np.int32(table[entry] <= last)
+    return count
+
+
 @_jit
 def _take_symbol(state: Any, words: Any, at: Any, table: Any) -> Any:
     slot = _I(state & _SLOTS)
     last = np.int32(((slot + 1) << SPARE) - 1)
-    after = np.int32(0)
-    for entry in range(SYMBOLS):
-        after += np.int32(table[entry] <= last)
+    after = _count_to(table, last)
     start = _I(table[after - 1]) >> SPARE
     end = _I(table[after]) >> SPARE
     state = _U(end - start) * (state >> _PRECISION) + _U(slot - start)
@@ -161,7 +182,13 @@ def _raw_record(value: Any, bits: Any) -> Any:
     return np.uint32((value << 21) | (bits << 16))  # its frequency reads as 0
 
 
-@_jit
+def _adapt_by_numpy(tables: Any, counts: Any, context: Any, symbol: Any, rates: Any) -> None:
+    table = tables[context, :SYMBOLS]
+    table += TARGETS[symbol] - table >> np.int32(rates[counts[context]])
+    counts[context] = min(counts[context] + 1, rates.size - 1)
+
+
+@_or(_adapt_by_numpy)
 def _adapt(tables: Any, counts: Any, context: Any, symbol: Any, rates: Any) -> None:
     count = counts[context]
     rate = np.int32(rates[count])
