@@ -1,0 +1,221 @@
+"""How an array is stored: a codec, or arrays that it is made of, each stored in turn.
+
+A node is a JSON list: [codec, size] with `size` bytes of data, or [codec, size, params]; or, for
+what is made of others, [form, [nodes], params]. Data come in the order in which nodes end. Forms:
+
+- planes: the bytes of floats, the lowest first, as floats.py has them; a node for each.
+- palette: the table, then the integers, as palette.py has them; `params` are the table's length and
+  the integers' type.
+- grid: the steps, then the integers, as grid.py has them; `params` are the number of steps, the
+  integers' type, the axis and whether there are zeros below 0.
+- zero_runs, bitmap, csr: streams as sparse.py has them; `params` are the length and type of each.
+- pieces: parts of the array's first axis in order; `params` are how many rows each has.
+
+The codec "context" carries what it learnt from array to array within a blob; "static" and
+"context" code integers, all others bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelzip.archive import codecs
+from modelzip.archive.floats import WIDTHS, from_planes
+from modelzip.archive.grid import Grid, from_grid
+from modelzip.archive.integers import static
+from modelzip.archive.integers.sparse import FORMS
+from modelzip.archive.palette import Palette, from_palette
+from modelzip.errors import ArchiveError
+
+Array = NDArray[Any]
+INTEGERS = ("static", "context")
+INTEGER_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+MAX_DEPTH = 6
+
+
+class Node(NamedTuple):
+    """A codec with the bytes of its data, or a form with its parts."""
+
+    codec: str
+    size: int = 0
+    params: Any = None
+    parts: tuple[Node, ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """As the index of an archive has it."""
+        body: Any = [part.to_json() for part in self.parts] if self.parts else self.size
+        return [self.codec, body] if self.params is None else [self.codec, body, self.params]
+
+    @property
+    def total(self) -> int:
+        """Bytes of data with those of all parts."""
+        return self.size + sum(part.total for part in self.parts)
+
+    def __str__(self) -> str:
+        inner = ", ".join(dict.fromkeys(str(part) for part in self.parts))
+        return f"{self.codec}({inner})" if self.parts else self.codec
+
+
+def read_node(data: Any, depth: int = 0) -> Node:
+    """The node of a JSON list from an archive. ArchiveError if it is none.
+
+    >>> str(read_node(["palette", [["store", 12], ["static", 40]], [3, "int8"]]))
+    'palette(store, static)'
+    """
+    match data:
+        case [str(codec), list(parts), *params] if len(params) <= 1 and parts and depth < MAX_DEPTH:
+            inner = tuple(read_node(part, depth + 1) for part in parts)
+            return Node(codec, 0, params[0] if params else None, inner)
+        case [str(codec), int(size), *params] if (
+            len(params) <= 1 and type(size) is int and size >= 0
+        ):
+            return Node(codec, size, params[0] if params else None)
+    raise ArchiveError(f"{str(data)[:60]!r} does not say how an array is stored")
+
+
+def empty(dtype: str, shape: Sequence[int]) -> Array:
+    """An array to decode into; floats as their bits, unsigned."""
+    return np.empty(tuple(shape), numpy_type(dtype))
+
+
+def numpy_type(dtype: str) -> np.dtype[Any]:
+    """The type that arrays of `dtype` have while they are coded: floats are unsigned integers."""
+    if dtype in INTEGER_TYPES:
+        return np.dtype(f"<{np.dtype(dtype).str[1:]}")
+    width = WIDTHS.get(dtype)
+    if width is None:
+        raise ArchiveError(f"{dtype!r} is no type that is coded as integers or floats")
+    return np.dtype(f"<u{width}")
+
+
+class Decoding:
+    """Decodes the nodes of one blob, in their order; `at` is how far it has come."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self.at = data, 0
+        self._context: Any = None
+
+    def bytes(self, node: Node, size: int) -> bytes | memoryview:
+        """`size` bytes. ArchiveError if the node has other ones."""
+        if node.parts or node.codec in INTEGERS:
+            raise ArchiveError(f"{node} does not store bytes")
+        return codecs.codec(node.codec).decode(self._take(node.size), size)
+
+    def array(self, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+        """An array of integers, or of the bits of floats."""
+        kind = numpy_type(dtype)
+        if node.codec in INTEGERS and not node.parts:
+            if dtype not in INTEGER_TYPES:
+                raise ArchiveError(f"{node.codec} stores integers, and these are {dtype}")
+            return self._integers(node, shape, kind)
+        if node.parts:
+            form = _READERS.get(node.codec)
+            if form is None:
+                raise ArchiveError(
+                    f"an array is made of parts in no such form: {node.codec[:40]!r}"
+                )
+            return form(self, node, dtype, shape)
+        data = self.bytes(node, math.prod(shape) * kind.itemsize)
+        return np.frombuffer(data, kind).reshape(shape)
+
+    def _integers(self, node: Node, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
+        params = {} if node.params is None else node.params
+        if not isinstance(params, dict):
+            raise ArchiveError(f"{node.codec} has parameters by name, not {str(params)[:40]}")
+        data = self._take(node.size)
+        if node.codec == "static":
+            return static.decode(data, params, shape, kind)
+        if self._context is None:
+            from modelzip.archive.integers.context import Decoder
+
+            self._context = Decoder()
+        found: Array = self._context.decode(data, params, shape, kind)
+        return found
+
+    def _take(self, size: int) -> memoryview:
+        data = self._data[self.at : self.at + size]
+        if len(data) < size:
+            raise ArchiveError(f"{size} bytes are needed at {self.at}, and {len(data)} are there")
+        self.at += size
+        return data
+
+    def end(self) -> None:
+        """ArchiveError if there are data that no node has."""
+        if self.at < len(self._data):
+            raise ArchiveError(f"{len(self._data) - self.at} bytes belong to nothing")
+
+
+def _planes(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    size = math.prod(shape)
+    if dtype not in WIDTHS or len(node.parts) != WIDTHS[dtype]:
+        raise ArchiveError(f"{dtype} has no {len(node.parts)} planes")
+    planes = [decoding.array(part, "uint8", (size,)) for part in node.parts]
+    return from_planes([np.ascontiguousarray(p).data for p in planes], dtype).reshape(shape)
+
+
+def _palette(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    match node:
+        case Node(params=[int(length), str(kind)], parts=(table, integers)) if (
+            0 < length <= 1 << 16 and kind in ("int8", "int16") and dtype in WIDTHS
+        ):
+            entries = decoding.array(table, dtype, (length,))
+            return from_palette(Palette(entries, decoding.array(integers, kind, shape)))
+    raise ArchiveError(f"{str(node.to_json())[:80]} is no palette")
+
+
+def _grid(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    match node:
+        case Node(params=[int(length), str(kind), axis, bool(below)], parts=(steps, integers)) if (
+            0 < length <= max([1, *shape]) and kind in ("int8", "int16") and dtype in _GRIDS
+        ):
+            found = decoding.array(steps, dtype, (length,)).view(_GRIDS[dtype])
+            grid = Grid(found, decoding.array(integers, kind, shape), axis, below)
+            return from_grid(grid).view(numpy_type(dtype))
+    raise ArchiveError(f"{str(node.to_json())[:80]} is no grid")
+
+
+def _sparse(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    _, back, kind = FORMS[node.codec]
+    most = math.prod(shape) + 1
+    streams = []
+    params = node.params if isinstance(node.params, list) else []
+    if len(params) != len(node.parts) or len(params) != len(kind._fields):
+        raise ArchiveError(f"{str(node.to_json())[:80]} is not {node.codec}")
+    for part, described in zip(node.parts, params, strict=True):
+        match described:
+            case [int(length), str(type_)] if 0 <= length <= most and type_ in _STREAMS:
+                streams.append(decoding.array(part, type_, (length,)))
+            case _:
+                raise ArchiveError(f"{str(described)[:40]} describes no stream of {node.codec}")
+    if streams[-1].dtype != numpy_type(dtype):
+        raise ArchiveError(f"{node.codec} has values of {streams[-1].dtype}, not {dtype}")
+    found: Array = back(kind(*streams), shape)
+    return found
+
+
+def _pieces(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    rows = node.params if isinstance(node.params, list) else []
+    whole = all(type(each) is int and each > 0 for each in rows)
+    if not whole or not shape or sum(rows) != shape[0] or len(rows) != len(node.parts):
+        raise ArchiveError(f"{str(rows)[:60]} are not the rows of an array {list(shape)}")
+    out, at = empty(dtype, shape), 0
+    for part, count in zip(node.parts, rows, strict=True):
+        out[at : at + count] = decoding.array(part, dtype, (count, *shape[1:]))
+        at += count
+    return out
+
+
+_GRIDS = {"float32": "<f4", "float64": "<f8"}
+_STREAMS = INTEGER_TYPES
+_READERS: dict[str, Callable[[Decoding, Node, str, tuple[int, ...]], Array]] = {
+    "planes": _planes,
+    "palette": _palette,
+    "grid": _grid,
+    "pieces": _pieces,
+    **dict.fromkeys(FORMS, _sparse),
+}

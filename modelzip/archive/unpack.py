@@ -1,0 +1,299 @@
+"""Opening an archive: one tensor, the whole file again, or a check of everything."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modelzip.archive.container import Reader
+from modelzip.archive.header import parse_json
+from modelzip.archive.layout import Piece, bytes_of, groups, piece_shape
+from modelzip.archive.nodes import Decoding, read_node
+from modelzip.archive.pack import INDEX, SKELETON
+from modelzip.archive.progress import advancing
+from modelzip.archive.segments import join
+from modelzip.archive.spans import ITEM_SIZES, Span
+from modelzip.archive.tensors import TORCH_TYPES
+from modelzip.errors import ArchiveError, OutputError
+
+KINDS = {"onnx": ".onnx", "safetensors": ".safetensors"}
+MAX_INDEX = 1 << 28
+LIMIT = 1 << 38  # bytes that an archive may ask for
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in an archive: how it is stored, and in how many bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    codec: str
+    before: int
+    after: int
+
+    @property
+    def bits(self) -> float:
+        """Bits stored for each value."""
+        return 8 * self.after / max(1, math.prod(self.shape))
+
+    @property
+    def ratio(self) -> float:
+        """Stored bytes as a fraction of the tensor's."""
+        return self.after / max(1, self.before)
+
+
+class Archive(Mapping[str, Tensor]):
+    """An archive's tensors by name, each decoded when it is asked for.
+
+    Reading one reads its blob, of about 4 MB. Tensors of less than 64 bytes are not listed.
+
+    >>> import tempfile
+    >>> from modelzip.archive.pack import pack
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pack({"w": torch.arange(40.0)}, f"{folder}/w.mzip")
+    ...     with Archive(f"{folder}/w.mzip") as archive:
+    ...         print(list(archive), archive["w"][:3], archive.entries[0].before)
+    ['w'] tensor([0., 1., 2.]) 160
+    """
+
+    def __init__(self, path: str | Path, *, limit: int = LIMIT) -> None:
+        self._reader = Reader(path)
+        self._path = str(path)
+        try:
+            self._read_index(limit)
+        except (ArchiveError, KeyError, TypeError, ValueError) as error:
+            self._reader.close()
+            if isinstance(error, ArchiveError):
+                raise ArchiveError(f"{path}: {error}") from error
+            raise ArchiveError(f"{path} has a damaged index ({error!r})") from error
+        self._open: tuple[int, Iterator[NDArray[np.uint8]]] | None = None
+        self._at = 0
+
+    def _read_index(self, limit: int) -> None:
+        size = self._reader.spec["index"]
+        if type(size) is not int or not 0 <= size <= MAX_INDEX:
+            raise ArchiveError(f"its index is said to have {size!r} bytes, over {MAX_INDEX}")
+        text = _inflated(self._reader.blob(INDEX), size)
+        index = parse_json(text, "the index")
+        self.kind: str = index["kind"]
+        if self.kind not in KINDS:
+            raise ArchiveError(f"it holds a file of unknown kind {self.kind!r}")
+        self._skeleton_size, node = index["skeleton"]
+        self._skeleton = read_node(node)
+        self._spans = [_span(*entry) for entry in index["tensors"]]
+        self._names = {span.name: number for number, span in enumerate(self._spans)}
+        self._gaps: list[int] = index["gaps"]
+        self._groups = list(groups(self._spans))
+        self._nodes = index["pieces"]
+        sizes = [len(group) for group in self._groups]
+        if [len(nodes) for nodes in self._nodes] != sizes or len(self._gaps) != len(self._spans):
+            raise ArchiveError("its index does not list what its tensors are in")
+        if len(self._names) < len(self._spans):
+            raise ArchiveError("two of its tensors have the same name")
+        self.size = _natural(self._skeleton_size) + sum(span.size for span in self._spans)
+        if self.size > limit:
+            raise ArchiveError(
+                f"it asks for {self.size} bytes, over the limit of {limit}; give a higher limit"
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._tensor(self._spans[self._names[name]], self.read(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor, uint8. ArchiveError if they are not those that were packed."""
+        number = self._names[name]
+        span = self._spans[number]
+        out = np.empty(span.size, np.uint8)
+        at = 0
+        for index, group in enumerate(self._groups):
+            if group[0].tensor <= number <= group[-1].tensor:
+                for place, piece in enumerate(group):
+                    if piece.tensor == number:
+                        out[at : at + piece.size] = self._piece(index, place)
+                        at += piece.size
+        return out
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What there is and how it is stored, in order."""
+        after = [0] * len(self._spans)
+        codecs: list[list[str]] = [[] for _ in self._spans]
+        for group, nodes in zip(self._groups, self._nodes, strict=True):
+            for piece, entry in zip(group, nodes, strict=True):
+                node = read_node(entry[0])
+                after[piece.tensor] += node.total
+                codecs[piece.tensor].append(str(node))
+        return [
+            Entry(s.name, s.dtype, s.shape, " ".join(dict.fromkeys(c)), s.size, total)
+            for s, c, total in zip(self._spans, codecs, after, strict=True)
+        ]
+
+    def skeleton(self) -> bytes | memoryview:
+        """All of the file that is in no tensor."""
+        decoding = Decoding(self._reader.blob(SKELETON))
+        try:
+            found = decoding.bytes(self._skeleton, self._skeleton_size)
+            decoding.end()
+        except ArchiveError as error:
+            raise ArchiveError(f"{self._path}: what is in no tensor: {error}") from error
+        return found
+
+    def write(self, path: str | Path, *, progress: bool = False) -> None:
+        """Write the file that was packed, whole or not at all. OutputError if it cannot be."""
+        path = Path(path)
+        partial = path.with_name(f".modelzip-{secrets.token_hex(8)}.partial")
+        lengths = [(gap, s.size) for gap, s in zip(self._gaps, self._spans, strict=True)]
+        try:
+            with (
+                partial.open("xb") as file,
+                advancing("unpacking", self.size, shown=progress) as advance,
+            ):
+
+                def tensors() -> Iterator[memoryview]:
+                    for name in self._names:
+                        yield self.read(name).data
+                        advance(self._spans[self._names[name]].size)
+
+                join(self.skeleton(), lengths, tensors(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def test(self) -> None:
+        """Decode everything. ArchiveError for the first thing that is not what was packed."""
+        self.skeleton()
+        for name in self._names:
+            self.read(name)
+
+    def _piece(self, group: int, place: int) -> NDArray[np.uint8]:
+        """The bytes of one piece; those before it in its blob are decoded on the way."""
+        if self._open is None or self._open[0] != group or self._at > place:
+            self._open, self._at = (group, self._decoded(group)), 0
+        found = None
+        while self._at <= place:
+            found = next(self._open[1])
+            self._at += 1
+        if found is None:
+            raise AssertionError("a piece before the first one")
+        return found
+
+    def _decoded(self, group: int) -> Iterator[NDArray[np.uint8]]:
+        blob = self._reader.blobs.get(str(group))
+        decoding = Decoding(self._reader.blob(str(group)))
+        for piece, entry in zip(self._groups[group], self._nodes[group], strict=True):
+            span = self._spans[piece.tensor]
+            try:
+                yield _checked(decoding, span, piece, entry)
+            except ArchiveError as error:
+                at = 0 if blob is None else blob.offset + decoding.at
+                raise ArchiveError(
+                    f"{self._path}: tensor {span.name!r}, at byte {at}: {error}"
+                ) from error
+        decoding.end()
+
+    def _tensor(self, span: Span, data: NDArray[np.uint8]) -> Tensor:
+        kind = TORCH_TYPES.get(span.dtype, torch.uint8)
+        return torch.from_numpy(data).view(kind).reshape(span.shape)
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._open = None
+        self._reader.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_archive(path: str | Path, *, limit: int = LIMIT) -> Archive:
+    """The archive at `path`; ArchiveError if it is damaged, or asks for over `limit` bytes."""
+    return Archive(path, limit=limit)
+
+
+def unpack(
+    path: str | Path, out: str | Path, *, limit: int = LIMIT, progress: bool = False
+) -> Path:
+    """Write the file that was packed to `out`, to the byte.
+
+    Args:
+        out: a file, or a folder, in which it is named as the archive.
+        limit: bytes that it may have.
+
+    Raises:
+        ArchiveError: the archive is damaged, or asks for more than `limit`.
+        OutputError: the file cannot be written.
+    """
+    with open_archive(path, limit=limit) as archive:
+        target = Path(out)
+        if target.is_dir():
+            target = target / (Path(path).stem + KINDS[archive.kind])
+        archive.write(target, progress=progress)
+    return target
+
+
+def _checked(decoding: Decoding, span: Span, piece: Piece, entry: Any) -> NDArray[np.uint8]:
+    match entry:
+        case [node, *crc] if len(crc) <= 1:
+            pass
+        case _:
+            raise ArchiveError(f"{str(entry)[:60]!r} is not how a piece is stored")
+    dtype, shape = piece_shape(span, piece)
+    if bytes_of(dtype, shape) != piece.size:
+        raise ArchiveError(f"{dtype} {list(shape)} does not have {piece.size} bytes")
+    array = np.ascontiguousarray(decoding.array(read_node(node), dtype, shape))
+    data = array.reshape(-1).view(np.uint8)
+    if crc and zlib.crc32(data.data) != crc[0]:
+        raise ArchiveError(
+            f"its bytes have CRC-32 {zlib.crc32(data.data)}, and {crc[0]} were packed"
+        )
+    return data
+
+
+def _span(name: Any, dtype: Any, shape: Any) -> Span:
+    if not isinstance(name, str) or dtype not in ITEM_SIZES or not isinstance(shape, list):
+        raise ArchiveError(f"its index lists {str([name, dtype, shape])[:60]}, which is no tensor")
+    count = math.prod(_natural(side) for side in shape)
+    return Span(name, dtype, tuple(shape), 0, count * ITEM_SIZES[dtype])
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ArchiveError(f"its index has {str(value)[:40]!r} where a size must be")
+    return value
+
+
+def _inflated(data: memoryview, size: int) -> bytes:
+    engine = zlib.decompressobj()
+    try:
+        text = engine.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ArchiveError(f"its index cannot be inflated ({error})") from error
+    if len(text) != size or not engine.eof or engine.unused_data:
+        raise ArchiveError(f"its index does not have {size} bytes")
+    return text
