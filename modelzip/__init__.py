@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelzip.archive.pack import pack
+    from modelzip.archive.unpack import open_archive, unpack
     from modelzip.core.base import Context, Need, Pass, PassReport, Stage
     from modelzip.core.prepare import Prepared, load, load_prepared, prepare
     from modelzip.errors import ModelzipError
@@ -60,7 +62,10 @@ __all__ = [
     "export_onnx",
     "load",
     "load_prepared",
+    "open_archive",
+    "pack",
     "prepare",
+    "unpack",
 ]
 
 _HOME = {  # loaded when first asked for: a training loop needs no ONNX
@@ -92,7 +97,10 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "export_onnx": "export.onnx",
     "load": "core.prepare",
     "load_prepared": "core.prepare",
+    "open_archive": "archive.unpack",
+    "pack": "archive.pack",
     "prepare": "core.prepare",
+    "unpack": "archive.unpack",
 }
 
 

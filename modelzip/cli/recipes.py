@@ -1,39 +1,21 @@
-"""The command line: `modelzip run | check | verify | sensitivity | passes | measure | ...`."""
+"""Commands on recipes and their runs, and the passes that there are."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from modelzip.errors import ModelzipError, SettingError
-
-app = typer.Typer(
-    name="modelzip",
-    help="Turn a trained PyTorch model into a small, fast ONNX file, and prove it.\n\n"
-    "Example: modelzip run recipes/digits.yaml",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+from modelzip.cli.app import app, log_to_stderr, say
+from modelzip.errors import SettingError
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  typer reads the annotation at run time, on 3.10 as well
     typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeat for more."),
 ]
-
-
-@app.callback()
-def common(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show a traceback with an error; may stand anywhere.")
-    ] = False,
-) -> None:
-    """Options of every command; `main` takes them out of the arguments."""
 
 
 @app.command()
@@ -63,14 +45,14 @@ def run(
 
     first = os.environ.get("RANK", "0") == "0"  # the others of `accelerate launch` stay silent
     if first and not quiet:
-        _log_to_stderr()
+        log_to_stderr()
     folder = out or Path("runs") / recipe.stem
     try:
         record = carry_out(loaded, out=folder, resume=resume, progress=not quiet)
     except KeyboardInterrupt:
         arguments = [f"--set {override}" for override in overrides or []]
         again = " ".join(["modelzip run", str(recipe), *arguments, f"--out {folder} --resume"])
-        _say(f"interrupted; continue with: {again}")
+        say(f"interrupted; continue with: {again}")
         raise typer.Exit(130) from None
     if first:
         typer.echo(terminal(record))
@@ -130,37 +112,6 @@ def passes(
 
 
 @app.command()
-def measure(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file.")],
-    against: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Another file with the same inputs, to compare with."),
-    ] = None,
-    batch_size: Annotated[
-        Optional[list[int]],  # noqa: UP045
-        typer.Option(help="Repeat for more. [default: 1, 32]"),
-    ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Bits, bytes and time of each layer instead.")
-    ] = False,
-) -> None:
-    """Measure size, latency and memory of MODEL.onnx on random inputs.
-
-    Example: modelzip measure runs/digits/model.onnx --against runs/digits/baseline.onnx
-    """
-    from modelzip.report.inspection import inspect, inspect_layers
-
-    sizes = batch_size or ([1] if layers else [1, 32])
-    if layers:
-        for size in sizes:
-            typer.echo(f"batch {size}")
-            typer.echo(inspect_layers(model, against=against, batch_size=size, threads=threads))
-    else:
-        typer.echo(inspect(model, against=against, batch_sizes=sizes, threads=threads))
-
-
-@app.command()
 def sensitivity(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of its run.")
@@ -213,43 +164,3 @@ def compare(
     from modelzip.report.render import comparison
 
     typer.echo(comparison([(str(folder), read(folder)) for folder in runs]))
-
-
-def main() -> None:
-    """Run the command line; every expected error is one line on stderr, and exit status 2."""
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        app(arguments)
-    except (ModelzipError, OSError) as error:
-        if debug:
-            raise
-        _say(f"error: {_one_line(error)}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted")
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        _say(f"error: {type(error).__name__}: {_one_line(error)}; --debug shows where")
-        sys.exit(2)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("modelzip")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False

@@ -1,0 +1,107 @@
+"""Commands on files: ONNX models and archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from modelzip.cli.app import app
+
+ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="An archive, .mzip.")]
+
+
+@app.command()
+def measure(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file.")],
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Another file with the same inputs, to compare with."),
+    ] = None,
+    batch_size: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Repeat for more. [default: 1, 32]"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Bits, bytes and time of each layer instead.")
+    ] = False,
+) -> None:
+    """Measure size, latency and memory of MODEL.onnx on random inputs.
+
+    Example: modelzip measure runs/digits/model.onnx --against runs/digits/baseline.onnx
+    """
+    from modelzip.report.inspection import inspect, inspect_layers
+
+    sizes = batch_size or ([1] if layers else [1, 32])
+    if layers:
+        for size in sizes:
+            typer.echo(f"batch {size}")
+            typer.echo(inspect_layers(model, against=against, batch_size=size, threads=threads))
+    else:
+        typer.echo(inspect(model, against=against, batch_sizes=sizes, threads=threads))
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An ONNX model, a checkpoint, or a state_dict.")
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="The archive. [default: FILE, ending in .mzip]"),
+    ] = None,
+    codec: Annotated[str, typer.Option(help="auto, or one for all tensors.")] = "auto",
+) -> None:
+    """Store FILE as small as its bytes allow; unpack gives the same bytes back.
+
+    Example: modelzip pack runs/digits/model.onnx -o digits.mzip
+    """
+    from modelzip.archive.pack import pack as pack_file
+
+    found = pack_file(source, out or source.with_suffix(".mzip"), codec=codec, progress=True)
+    typer.echo(
+        f"{found.path}: {found.after / 1000:.1f} KB of {found.before / 1000:.1f} KB, "
+        f"{found.ratio:.3f}x"
+    )
+
+
+@app.command()
+def unpack(
+    archive: ArchivePath,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file, or a folder to put it in.")
+    ] = Path(),
+) -> None:
+    """Write the file that is packed in ARCHIVE, to the byte.
+
+    Example: modelzip unpack digits.mzip -o digits.onnx
+    """
+    from modelzip.archive.unpack import unpack as unpack_file
+
+    typer.echo(unpack_file(archive, out, progress=True))
+
+
+@app.command(name="list")
+def list_tensors(archive: ArchivePath) -> None:
+    """Show each tensor in ARCHIVE, and how it is stored in how many bits a value.
+
+    Example: modelzip list digits.mzip
+    """
+    from modelzip.report.archive import listing
+
+    typer.echo(listing(archive))
+
+
+@app.command()
+def test(archive: ArchivePath) -> None:
+    """Decode all of ARCHIVE and compare every checksum.
+
+    Example: modelzip test digits.mzip
+    """
+    from modelzip.archive.unpack import open_archive
+
+    with open_archive(archive) as found:
+        found.test()
+        typer.echo(f"{archive}: {len(found)} tensors, all as they were packed")
