@@ -1,168 +1,178 @@
-"""Canonical Huffman codes, Huffman 1952, https://doi.org/10.1109/JRPROC.1952.273898.
+"""Canonical Huffman codes of bytes, each of at most 12 bits.
 
-The data are a byte that says how many bits of the last one are not used; 32 bytes with a bit for
-each byte value that occurs, the lowest first; the length of its code for each of these, four bits
-each, the lower half of a byte first; then the codes, the highest bit first, and zeros to the end of
-the byte. Codes of one length are consecutive numbers in the order of byte values, and shorter codes
-are smaller (RFC 1951, section 3.2.2). A single value has a code of one bit. No data are no bytes.
+Data begin with the lengths of the 256 bytes' codes, in nibbles, the
+high one of a byte first: 1 to 12 is a length, and 0 with the next two nibbles n says that n + 1
+bytes have no code. A nibble is left over if their number is odd, and 0. Lengths are of a complete
+code: 2**-length sum to 1. (A byte that is alone is joined by one that does not occur.)
+
+Codes are numbered by length and, among equals, by byte: the first is all zeros, each next is one
+more, shifted to its length (as in RFC 1951, 3.2.2). They follow from the next byte on, the highest
+bit first; the last byte is filled up with zeros.
+
+Lengths are the best there are under the bound, by package-merge: Larmore and Hirschberg 1990,
+https://doi.org/10.1145/79147.79150.
 """
 
 from __future__ import annotations
 
-import heapq
-from typing import Final
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modelzip.archive.codecs.bits import BitWriter, spread
+from modelzip.archive.codecs.codec import Codec
 from modelzip.errors import ArchiveError
 
-_LONGEST = 15
-_CHUNK = 1 << 16  # bytes at once
-_VALUES = 256
+LONGEST = 12
+PART = 1 << 16  # bytes that are coded at a time
+STRIDE = 3  # of decoding, in powers of two
 
 
-class Huffman:
-    """Byte values as codes of whole bits, by how often they occur."""
+def code_lengths(counts: Sequence[int]) -> NDArray[np.int64]:
+    """For how often each byte occurs the length of its code; 0 if it has none.
 
-    name: Final = "huffman"
-
-    def encode(self, data: bytes | memoryview) -> bytes:
-        """A table of code lengths, and the codes of `data`."""
-        values = np.frombuffer(data, np.uint8)
-        if not values.size:
-            return b""
-        lengths = _code_lengths(np.bincount(values, minlength=_VALUES))
-        codes = _canonical(lengths)
-        shifts = np.arange(_LONGEST - 1, -1, -1)
-        bits = ((codes << _LONGEST - lengths)[:, None] >> shifts & 1).astype(np.uint8)
-        used = shifts[::-1] < lengths[:, None]
-        parts, rest = [_table(lengths)], np.empty(0, np.uint8)
-        for at in range(0, values.size, _CHUNK):
-            part = values[at : at + _CHUNK]
-            stream = np.concatenate([rest, bits[part][used[part]]])
-            whole = len(stream) - len(stream) % 8
-            parts.append(np.packbits(stream[:whole]).tobytes())
-            rest = stream[whole:]
-        return b"".join([bytes([-len(rest) % 8]), *parts, np.packbits(rest).tobytes()])
-
-    def decode(self, data: bytes | memoryview, size: int) -> bytes:
-        """The `size` bytes of these codes. ArchiveError if they are others."""
-        if not size and not len(data):
-            return b""
-        if not len(data) or data[0] > 7:
-            raise ArchiveError(f"huffman: {len(data)} bytes hold no {size} bytes")
-        lengths, start = _read_table(data)
-        symbol_at, length_at = _lookup(lengths)
-        out = np.empty(size, np.uint8)
-        coded = np.frombuffer(data, np.uint8)[start:]
-        made = position = 0  # bytes out, bits in
-        while made < size:
-            first = position // 8
-            length = min(_CHUNK, 2 * (size - made) + 8)  # a code has less than two bytes
-            part = coded[first : first + length]
-            windows = _windows(part, coded[first + length : first + length + 2])
-            steps = length_at[windows].tolist()
-            places = _follow(steps, position - 8 * first, size - made)
-            if not places:
-                raise ArchiveError(f"huffman: the data end after {made} of {size} bytes")
-            out[made : made + len(places)] = symbol_at[windows[places]]
-            made += len(places)
-            position = 8 * first + places[-1] + steps[places[-1]]
-        if position != 8 * coded.size - data[0]:
-            raise ArchiveError(f"huffman: the data do not end after the {size} bytes declared")
-        return out.tobytes()
+    >>> code_lengths([5, 1, 2, 0]).tolist()
+    [1, 2, 2, 0]
+    """
+    lengths = np.zeros(len(counts), np.int64)
+    leaves: list[tuple[int, tuple[int, ...]]] = sorted(
+        (count, (symbol,)) for symbol, count in enumerate(counts) if count
+    )
+    if len(leaves) == 1:
+        symbol = leaves[0][1][0]
+        lengths[[symbol, symbol ^ 1]] = 1
+        return lengths
+    row = leaves
+    for _ in range(LONGEST - 1):
+        pairs = zip(row[::2], row[1::2], strict=False)
+        row = sorted(leaves + [(a[0] + b[0], a[1] + b[1]) for a, b in pairs])
+    for _, symbols in row[: 2 * len(leaves) - 2]:
+        np.add.at(lengths, list(symbols), 1)
+    return lengths
 
 
-def _code_lengths(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The length of each value's code, 0 for what does not occur and at most 15."""
-    while True:
-        heap: list[tuple[int, int, tuple[int, ...]]] = [
-            (int(n), value, (value,)) for value, n in enumerate(counts) if n
-        ]
-        heapq.heapify(heap)
-        lengths = np.zeros(_VALUES, np.int64)
-        if len(heap) == 1:
-            lengths[heap[0][1]] = 1
-        while len(heap) > 1:
-            a, b = heapq.heappop(heap), heapq.heappop(heap)
-            merged = a[2] + b[2]
-            lengths[list(merged)] += 1
-            heapq.heappush(heap, (a[0] + b[0], min(a[1], b[1]), merged))
-        if lengths.max() <= _LONGEST:
-            return lengths
-        counts = np.where(counts > 0, counts // 2 + 1, 0)  # rare values count for more
-
-
-def _canonical(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The code of each value. ArchiveError if there cannot be codes of these lengths."""
-    codes = np.zeros(_VALUES, np.int64)
-    code = 0
-    for length in range(1, _LONGEST + 1):
-        members = np.flatnonzero(lengths == length)
-        codes[members] = code + np.arange(members.size)
-        code += members.size
-        if code > 1 << length:
-            raise ArchiveError("huffman: its table has more codes than there can be")
-        code <<= 1
+def _codes(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The code of each byte. Of a complete code, each begins where the last ends."""
+    order = np.lexsort((np.arange(len(lengths)), lengths))
+    spans = np.where(lengths > 0, 1 << LONGEST - lengths, 0)[order]
+    codes = np.zeros_like(lengths)
+    codes[order] = np.cumsum(spans) - spans >> LONGEST - lengths[order]
     return codes
 
 
-def _table(lengths: NDArray[np.int64]) -> bytes:
-    occurring = lengths > 0
-    halves = lengths[occurring].astype(np.uint8)
-    halves = np.append(halves, np.zeros(halves.size % 2, np.uint8))
-    packed = halves[::2] | halves[1::2] << 4
-    return np.packbits(occurring, bitorder="little").tobytes() + packed.tobytes()
+def _write_lengths(lengths: NDArray[np.int64]) -> bytes:
+    nibbles: list[int] = []
+    at = 0
+    while at < 256:
+        if lengths[at]:
+            nibbles.append(int(lengths[at]))
+            at += 1
+            continue
+        later = np.flatnonzero(lengths[at:])
+        run = int(later[0]) if later.size else 256 - at
+        nibbles += [0, run - 1 >> 4, run - 1 & 15]
+        at += run
+    return bytes.fromhex("".join(f"{nibble:x}" for nibble in nibbles) + "0" * (len(nibbles) % 2))
 
 
-def _read_table(data: bytes | memoryview) -> tuple[NDArray[np.int64], int]:
-    raw = np.frombuffer(data, np.uint8)[1:]
-    bitmap = _VALUES // 8
-    occurring = np.flatnonzero(np.unpackbits(raw[:bitmap], bitorder="little"))
-    end = bitmap + (occurring.size + 1) // 2
-    if raw.size <= end or not occurring.size:
-        raise ArchiveError(f"huffman: {raw.size} bytes hold no table and codes")
-    halves = np.stack([raw[bitmap:end] & 15, raw[bitmap:end] >> 4], 1).reshape(-1)
-    lengths = np.zeros(_VALUES, np.int64)
-    lengths[occurring] = halves[: occurring.size]
-    if not lengths[occurring].all() or halves[occurring.size :].any():
-        raise ArchiveError("huffman: its table has a code of no bits")
-    return lengths, 1 + end
+def _read_lengths(data: memoryview) -> tuple[NDArray[np.int64], int]:
+    """The lengths of all codes, and how many bytes said them."""
+    nibbles = iter(bytes(data[:256]).hex())  # no lengths take more
+    lengths: list[int] = []
+    used = 0
+    try:
+        while len(lengths) < 256:
+            length = int(next(nibbles), 16)
+            run = 0 if length else int(next(nibbles) + next(nibbles), 16) + 1
+            lengths += [0] * run if run else [length]
+            used += 3 if run else 1
+        padding = next(nibbles) if used % 2 else "0"
+    except StopIteration:
+        raise ArchiveError("data end within the lengths of codes") from None
+    found = np.array(lengths, np.int64)
+    spans = np.where(found > 0, 1 << LONGEST - np.minimum(found, LONGEST), 0)
+    complete = len(lengths) == 256 and max(lengths) <= LONGEST and spans.sum() == 1 << LONGEST
+    if not complete or padding != "0":
+        raise ArchiveError("the lengths of codes are not those of a complete code")
+    return found, (used + 1) // 2
 
 
-def _lookup(lengths: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """For each 15 bits the value whose code they begin with, and its length; 0 if there is none."""
-    codes = _canonical(lengths)
-    symbol_at = np.zeros(1 << _LONGEST, np.uint8)
-    length_at = np.zeros(1 << _LONGEST, np.int64)
-    for value in np.flatnonzero(lengths).tolist():
-        spare = _LONGEST - int(lengths[value])
-        first = int(codes[value]) << spare
-        symbol_at[first : first + (1 << spare)] = value
-        length_at[first : first + (1 << spare)] = lengths[value]
-    return symbol_at, length_at
+def _encode(data: memoryview) -> bytes:
+    flat = np.frombuffer(data, np.uint8)
+    counts = sum(np.bincount(part, minlength=256) for part in _parts(flat, PART))
+    lengths = code_lengths(np.asarray(counts).tolist())
+    codes = _codes(lengths)
+    writer = BitWriter()
+    for part in _parts(flat, PART):
+        writer.write(codes[part], lengths[part])
+    return _write_lengths(lengths) + bytes(writer.data)
 
 
-def _windows(part: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The 15 bits from each bit of `part` on, zeros after the end."""
-    padded = np.zeros(part.size + 2, np.int64)
-    padded[: part.size] = part
-    padded[part.size : part.size + after.size] = after
-    joined = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
-    shifts = np.arange(24 - _LONGEST, 24 - _LONGEST - 8, -1)
-    windows: NDArray[np.int64] = (joined[:, None] >> shifts & (1 << _LONGEST) - 1).reshape(-1)
-    return windows
+def _decode(data: memoryview, size: int) -> bytes:
+    lengths, used = _read_lengths(data)
+    order = np.lexsort((np.arange(256), lengths))
+    order = order[lengths[order] > 0]
+    spans = 1 << LONGEST - lengths[order]
+    symbols = np.repeat(order, spans).astype(np.uint8)  # by the 12 bits that begin with a code
+    widths = lengths[symbols]
+    data = data[used:]
+    found: list[NDArray[np.uint8]] = []
+    count, at = 0, 0  # bytes that are found, and the bit that is next
+    for start in range(0, len(data), PART):
+        if count > size:
+            break
+        windows = _windows(data[start : start + PART + 2])[: 8 * PART]
+        windows = windows[: 8 * (len(data) - start)]
+        places, at = _walk(widths[windows], at)
+        found.append(symbols[windows[places]])
+        ends = 8 * start + places + widths[windows[places]]
+        if count < size <= count + len(places):
+            _check_end(data, int(ends[size - count - 1]))
+        count += len(places)
+    return b"".join(part.tobytes() for part in found)[:size]
 
 
-def _follow(steps: list[int], position: int, most: int) -> list[int]:
-    """The bits where at most `most` codes start, each `steps` after the last."""
-    places: list[int] = []
-    end = len(steps)
-    while position < end and len(places) < most:
-        step = steps[position]
-        if not step:
-            raise ArchiveError(f"huffman: no code begins at bit {position} of its part")
-        places.append(position)
-        position += step
-    return places
+def _windows(data: memoryview) -> NDArray[np.int32]:
+    """From each bit on, 12 bits as an integer."""
+    shifts = 24 - LONGEST - np.arange(8, dtype=np.int32)
+    return (spread(data)[:, None] >> shifts & (1 << LONGEST) - 1).ravel()
+
+
+def _walk(widths: NDArray[Any], at: int) -> tuple[NDArray[Any], int]:
+    """Where codes begin if the first is at bit `at`, and how far the last is beyond the bits.
+
+    `widths` are of the codes that would begin at each bit. By doubling, a stride is eight codes
+    long, so that few strides are walked, and codes between are found all at once.
+    """
+    last = len(widths)
+    after = np.arange(last + LONGEST)
+    after[:last] += widths
+    strides = [after]
+    for _ in range(STRIDE):
+        strides.append(strides[-1][strides[-1]])
+    walk, jumps = [], strides.pop().tolist()
+    while at < last:
+        walk.append(at)
+        at = jumps[at]
+    places = np.array(walk, np.int64)[:, None]
+    for stride in reversed(strides):
+        places = np.stack([places, stride[places]], axis=-1).reshape(len(places), -1)
+    flat = places.ravel()
+    return flat[flat < last], at - last
+
+
+def _check_end(data: memoryview, end: int) -> None:
+    """ArchiveError unless bit `end` is in the last byte, and no bit from it on is 1."""
+    if (end + 7) // 8 != len(data):
+        raise ArchiveError(f"codes end in byte {(end + 7) // 8} of {len(data)}")
+    if data[-1] & (1 << -end % 8) - 1:
+        raise ArchiveError("the last byte is not filled up with zeros")
+
+
+def _parts(flat: NDArray[Any], length: int) -> list[NDArray[Any]]:
+    return [flat[at : at + length] for at in range(0, len(flat), length)]
+
+
+HUFFMAN = Codec("huffman", _encode, _decode, ratio=8)

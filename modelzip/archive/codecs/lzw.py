@@ -1,87 +1,108 @@
-"""LZW, Welch 1984, https://doi.org/10.1109/MC.1984.1659158: strings seen before become one code.
+"""LZW codes of bytes, of 8 to 16 bits.
 
-Codes are written one after another, the lowest bit first. Codes 0 to 255 are the bytes; each code
-read after the first makes a new one, from 256 on, of the string before it and its own first byte.
-Codes have 9 bits at first, and one more as soon as the next code to be made would not fit; at 16
-bits no more are made. The last byte is filled with 0. No data are no bytes.
+As in GIF and Unix's compress, a code under 256 is that byte, and others are strings that came
+before: once code number i + 1 is known, 256 + i is the string of code number i and the first byte
+of the next string. Code number i, from 0 on, is thus at most 255 + i (the last of which ends in
+its own first byte), and is written in as many bits as that number has. After code number 65280,
+whose bound fills 16 bits, all begins anew with a code of number 0 and no strings.
+Codes are joined with the highest bit first; the last byte is filled up with zeros.
+
+So there are neither codes that clear nor one that ends: widths follow from positions alone, and
+the size says how many bytes there are. Welch 1984, https://doi.org/10.1109/MC.1984.1659158.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
+from modelzip.archive.codecs.bits import WIDEST, BitWriter, read
+from modelzip.archive.codecs.codec import Codec
 from modelzip.errors import ArchiveError
 
-_FIRST_BITS, _MOST_BITS = 9, 16
+CODES = (1 << WIDEST) - 255  # until all begins anew
 
 
-class Lzw:
-    """Strings seen before become one code."""
-
-    name: Final = "lzw"
-
-    def encode(self, data: bytes | memoryview) -> bytes:
-        """The codes of `data`."""
-        known = {bytes([value]): value for value in range(256)}
-        out = bytearray()
-        waiting = count = 0
-        bits = _FIRST_BITS
-        current = b""
-        for value in bytes(data):
-            longer = current + bytes([value])
-            if longer in known:
-                current = longer
-                continue
-            waiting |= known[current] << count
-            count += bits
-            while count >= 8:
-                out.append(waiting & 255)
-                waiting >>= 8
-                count -= 8
-            if len(known) < 1 << _MOST_BITS:
-                known[longer] = len(known)
-                bits = _width(len(known) - 1)
-            current = bytes([value])
-        if current:
-            waiting |= known[current] << count
-            out += waiting.to_bytes((count + bits + 7) // 8, "little")
-        return bytes(out)
-
-    def decode(self, data: bytes | memoryview, size: int) -> bytes:
-        """The `size` bytes of these codes. ArchiveError if they are others."""
-        known = [bytes([value]) for value in range(256)]
-        out = bytearray()
-        waiting = count = at = 0
-        bits = _FIRST_BITS
-        last = b""
-        while len(out) < size:
-            while count < bits:
-                if at == len(data):
-                    raise ArchiveError(f"lzw: the data end after {len(out)} of {size} bytes")
-                waiting |= data[at] << count
-                at += 1
-                count += 8
-            code = waiting & (1 << bits) - 1
-            waiting >>= bits
-            count -= bits
-            string = self._string(known, code, last)
-            if last and len(known) < 1 << _MOST_BITS:
-                known.append(last + string[:1])
-            out += string
-            last = string
-            bits = _width(len(known))
-        if len(out) > size or at < len(data) or waiting:
-            raise ArchiveError(f"lzw: the data hold more than the {size} bytes declared")
-        return bytes(out)
-
-    def _string(self, known: list[bytes], code: int, last: bytes) -> bytes:
-        if code < len(known):
-            return known[code]
-        if code == len(known) and last and len(known) < 1 << _MOST_BITS:
-            return last + last[:1]  # the code that is made just now
-        raise ArchiveError(f"lzw: code {code} of {len(known)} is damaged")
+def _widths() -> NDArray[np.int64]:
+    """The bits of the codes until all begins anew."""
+    most = 255 + np.arange(CODES)
+    return np.floor(np.log2(most)).astype(np.int64) + 1
 
 
-def _width(next_code: int) -> int:
-    """Bits of the next code, where `next_code` is the one that reading it will make."""
-    return min(_MOST_BITS, max(_FIRST_BITS, next_code.bit_length()))
+def _encode(data: memoryview) -> bytes:
+    writer, widths = BitWriter(), _widths()
+    for codes in _codes(data):
+        writer.write(np.array(codes, np.int64), widths[: len(codes)])
+    return bytes(writer.data)
+
+
+def _codes(data: memoryview) -> Iterator[list[int]]:
+    """The codes until all begins anew, again and again."""
+    codes: list[int] = []
+    known: dict[int, int] = {}  # by the code of a string and a byte, the code of both
+    current = -1
+    for byte in data:
+        if current < 0:
+            current = byte
+            continue
+        both = current << 8 | byte
+        code = known.get(both)
+        if code is not None:
+            current = code
+            continue
+        codes.append(current)
+        known[both] = 255 + len(codes)
+        current = byte
+        if len(codes) == CODES:
+            yield codes
+            codes, known = [], {}
+    if current >= 0:
+        yield [*codes, current]
+
+
+def _decode(data: memoryview, size: int) -> bytes:
+    widths = _widths()
+    ends = np.cumsum(widths)
+    out, at = bytearray(), 0
+    while at < 8 * len(data):
+        first = at // 8
+        part = data[first : first + int(ends[-1]) // 8 + 2]
+        count = int(np.searchsorted(ends, 8 * len(data) - at, side="right"))
+        if not count:
+            break
+        codes = read(part, at % 8 + ends[:count] - widths[:count], widths[:count])
+        _append(out, codes.tolist(), size)
+        at += int(ends[count - 1])
+    _check_end(data, at)
+    return bytes(out)
+
+
+def _append(out: bytearray, codes: list[int], size: int) -> None:
+    """Adds the strings of codes since all began anew."""
+    starts: list[int] = []  # of each code's string, which with the byte after it is the next entry
+    for code in codes:
+        start = len(out)
+        if code < 256:
+            out.append(code)
+        else:
+            entry = code - 256
+            if entry >= len(starts):
+                raise ArchiveError(f"code {code} comes before its string")
+            end = starts[entry + 1] + 1 if entry + 1 < len(starts) else start + 1
+            out += out[starts[entry] : end]
+            if end > start:  # the byte after it is the first of this string
+                out.append(out[start])
+        starts.append(start)
+        if len(out) > size:
+            raise ArchiveError("more bytes than declared are found")
+
+
+def _check_end(data: memoryview, end: int) -> None:
+    left = 8 * len(data) - end
+    if left >= 8 or (left and data[-1] & (1 << left) - 1):
+        raise ArchiveError(f"{left} bits are left over and not zeros")
+
+
+LZW = Codec("lzw", _encode, _decode)
