@@ -8,18 +8,22 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from modelzip.archive.pack import pack
+from modelzip.archive.unpack import unpack
 from modelzip.core import surgery
 from modelzip.core.base import Pass, PassReport
 from modelzip.core.wrapped import refuse_wrapped
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
+from modelzip.errors import OutputError
 from modelzip.export.onnx import export_onnx
-from modelzip.measure.machine import describe
+from modelzip.measure.machine import describe, sha256
 from modelzip.recipe import loader, sources
 from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.schema import Plan, Recipe
@@ -69,6 +73,7 @@ def compress(
     calibration: int = 512,
     seed: int = 0,
     export: Mapping[str, Any] | None = None,
+    archive: Mapping[str, Any] | None = None,
     measure: Mapping[str, Any] | None = None,
     require: Mapping[str, str] | None = None,
     resume: bool = False,
@@ -79,7 +84,7 @@ def compress(
     Args:
         steps: passes and `FineTune` steps, in order.
         data: the splits; `calibration` samples of the training data are shown to the passes.
-        export, measure, require: those sections of a recipe.
+        export, archive, measure, require: those sections of a recipe.
         out, resume, progress: as for `run`.
 
     Raises:
@@ -96,6 +101,7 @@ def compress(
             "seed": seed,
             "steps": list(steps),
             "export": dict(export or {}),
+            "archive": None if archive is None else dict(archive),
             "measure": dict(measure or {}),
             "require": dict(require or {}),
         },
@@ -156,6 +162,8 @@ def _carry_out(
         baseline = _deploy(plan, model, shop, folder / "baseline.onnx")
         prepared, done = carry_out(plan.steps, model, shop, folder.path, progress=progress)
         compressed = _deploy(plan, prepared.convert(), shop, folder / "model.onnx")
+        if plan.archive is not None:
+            compressed = _archive(compressed, plan.archive.codec, folder / "model.mzip")
         prepared.save(folder / "checkpoint.safetensors")
         clean(folder.path)
         log.info("measuring parity and latency")
@@ -200,6 +208,17 @@ def _carry_out(
     if others is not None:
         others.wait()  # until each may read the report
     return record
+
+
+def _archive(found: Deployed, codec: str, path: Path) -> Deployed:
+    """Pack the file, unpack it, and note the archive's bytes."""
+    packed = pack(found.path, path, codec=codec)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = unpack(path, Path(scratch) / found.path.name)
+        if sha256(again) != found.figures.sha256:
+            raise OutputError(f"{path} does not unpack to the bytes of {found.path}")
+    log.info("%s: %s", path.name, kilobytes(packed.after))
+    return replace(found, figures=replace(found.figures, archive_bytes=packed.after))
 
 
 def _sensitivity(

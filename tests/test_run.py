@@ -23,8 +23,9 @@ steps:
   - prune_channels: {sparsity: 0.25, round_to: 1}
   - finetune: {epochs: 1, lr: 0.05}
   - int8
+archive: {codec: auto}
 measure: {batch_sizes: [2]}
-require: {size: 0.9x, accuracy: 99.9 %}
+require: {archive: 0.8x, accuracy: 99.9 %}
 """
 QUICK = {"batch_sizes": [2]}
 
@@ -45,6 +46,7 @@ def test_the_folder_holds_everything(folder, record):
     assert sorted(p.name for p in (folder / "out").iterdir()) == [
         "baseline.onnx",
         "checkpoint.safetensors",
+        "model.mzip",
         "model.onnx",
         "original.safetensors",
         "recipe.yaml",
@@ -67,6 +69,16 @@ def test_figures_are_those_of_the_files(folder, record):
         (outputs,) = session.run(None, {session.get_inputs()[0].name: images})
         assert figures.accuracy.correct == int((outputs.argmax(1) == labels).sum())
         assert figures.size_bytes == path.stat().st_size
+
+
+def test_the_archive_unpacks_to_the_file(folder, record, tmp_path):
+    archive = folder / "out" / "model.mzip"
+    assert record.compressed.archive_bytes == archive.stat().st_size
+    assert record.compressed.archive_bytes < record.compressed.size_bytes
+    again = mz.unpack(archive, tmp_path / "model.onnx")
+    assert again.read_bytes() == (folder / "out" / "model.onnx").read_bytes()
+    assert "file, archived" in (folder / "out" / "report.md").read_text()
+    assert next(o for o in record.requirements if o.name == "archive").met
 
 
 def test_file_and_module_agree(record):

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from modelzip.archive.choose import check as check_codec
 from modelzip.core import checks, registry
 from modelzip.core.base import Need, Pass
 from modelzip.core.prepare import check_order
@@ -151,6 +152,12 @@ class Measure(_Section):
     sensitivity: bool = False
 
 
+class Archived(_Section):
+    """That the file is packed too, into model.mzip, and how: by one codec, or the best of all."""
+
+    codec: Annotated[str, AfterValidator(check_codec)] = "auto"
+
+
 Step = Annotated[Pass | FineTune, PlainValidator(step)]
 Times = Annotated[int, Field(ge=2, le=100)]
 
@@ -197,6 +204,7 @@ class Plan(_Section):
         AfterValidator(_written_out),
     ]
     export: Export = Export()
+    archive: Archived | None = None
     measure: Measure = Measure()
     require: Annotated[tuple[Requirement, ...], PlainValidator(_requirements)] = ()
 
@@ -209,6 +217,8 @@ class Plan(_Section):
                     f"steps: the last {found.name} needs training with these settings; "
                     f"add a {FINETUNE} step after it"
                 )
+        if self.archive is None and any(r.name == "archive" for r in self.require):
+            raise SettingError("require: archive needs one; add archive: {codec: auto}")
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -217,6 +227,7 @@ class Plan(_Section):
             "seed": self.seed,
             "steps": [{step_name(s): settings(s)} for s in self.steps],
             "export": self.export.model_dump(),
+            "archive": None if self.archive is None else self.archive.model_dump(),
             "measure": _plain(self.measure.model_dump()),
             "require": {r.name: r.value for r in self.require},
         }

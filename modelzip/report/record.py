@@ -48,7 +48,10 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured on one ONNX file. Accuracy is on the whole test set, in onnxruntime."""
+    """What was measured on one ONNX file. Accuracy is on the whole test set, in onnxruntime.
+
+    `archive_bytes` are those of the file packed; it was unpacked again to the same bytes.
+    """
 
     file: str
     sha256: str
@@ -60,6 +63,7 @@ class Figures:
     uncounted: tuple[str, ...]
     accuracy: Accuracy
     memory: Memory | None
+    archive_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

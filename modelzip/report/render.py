@@ -88,12 +88,20 @@ def comparison(records: Sequence[tuple[str, Record]]) -> str:
     return table(rows, headers)
 
 
+def _archive(before: Figures, after: Figures) -> list[list[str]]:
+    if after.archive_bytes is None:
+        return []
+    sizes = kilobytes(before.size_bytes), kilobytes(after.archive_bytes)
+    return [["file, archived", *sizes, times(after.archive_bytes, before.size_bytes)]]
+
+
 def summary(record: Record) -> list[list[str]]:
     """Rows of what, original, compressed and ratio; latency has a row a configuration."""
     before, after = record.baseline, record.compressed
     rows = [
         ["accuracy", percent(before.accuracy.top1), percent(after.accuracy.top1), _drop(record)],
         ["file", *_pair(before, after, "size_bytes", kilobytes)],
+        *_archive(before, after),
         ["parameters", *_pair(before, after, "parameters", count)],
         ["non-zero", *_pair(before, after, "nonzero", count)],
         ["MACs", *_pair(before, after, "macs", count)],

@@ -23,6 +23,7 @@ KINDS: Mapping[str, _Kind] = {
     "accuracy": _Kind({"%": 1}, at_most=False, example="91.6 %"),
     "accuracy_drop": _Kind({"pp": 1}, at_most=True, example="0.5 pp"),
     "agreement": _Kind({"%": 1}, at_most=False, example="99 %"),
+    "archive": _Kind({"x": 1, **_BYTES}, at_most=True, example="0.05x or 100 KB"),
     "best_latency": _Kind({"x": 1, "ms": 1}, at_most=True, example="0.3x or 0.8 ms"),
     "latency": _Kind({"x": 1, "ms": 1}, at_most=True, example="0.5x or 1.2 ms"),
     "macs": _Kind({"x": 1}, at_most=True, example="0.5x"),

@@ -105,6 +105,10 @@ def _ratio(compressed: float, baseline: float) -> dict[str, float]:
     return {"x": compressed / baseline} if baseline else {}
 
 
+def _bytes(compressed: float, baseline: float) -> dict[str, float]:
+    return {**_ratio(compressed, baseline), "B": compressed}
+
+
 def _measured(
     baseline: Figures, compressed: Figures, found: Findings
 ) -> dict[str, Mapping[str, float]]:
@@ -115,12 +119,10 @@ def _measured(
         "accuracy": {"%": 100 * compressed.accuracy.top1},
         "accuracy_drop": {"pp": found.comparison.drop},
         "agreement": {"%": 100 * found.comparison.agreement},
+        "archive": _bytes(compressed.archive_bytes or math.nan, baseline.size_bytes),
         "best_latency": _worst(best, [row.overall for row in best]),
         "latency": _worst(served, [row.ratio for row in served]),
         "macs": _ratio(compressed.macs, baseline.macs),
         "parameters": _ratio(compressed.parameters, baseline.parameters),
-        "size": {
-            **_ratio(compressed.size_bytes, baseline.size_bytes),
-            "B": compressed.size_bytes,
-        },
+        "size": _bytes(compressed.size_bytes, baseline.size_bytes),
     }

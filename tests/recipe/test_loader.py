@@ -158,6 +158,12 @@ def test_the_recipes_here_say_what_the_schema_takes(path, tmp_path, monkeypatch)
             "digits.yaml: line 7: aliases (*name) are not allowed; write the value out",
         ),
         ("require:", "a\tb: [\nrequire:", "digits.yaml: line"),
+        ("size: 0.2x", "archive: 0.2x", "digits.yaml: require: archive needs one; add archive: {"),
+        (
+            "require:",
+            "archive: {codec: zsdt}\nrequire:",
+            "digits.yaml: archive.codec: there is no codec 'zsdt'; did you mean 'zstd'?",
+        ),
         (
             "  - finetune: {epochs: 1}\n",
             "  - int8\n  - prune_channels: {sparsity: 0.1}\n",
