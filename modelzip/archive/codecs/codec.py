@@ -12,9 +12,8 @@ _SHORT = 256  # bytes: the least that the ratio is taken of, since tables and he
 
 @dataclass(frozen=True)
 class Codec:
-    """Codes bytes as fewer bytes. Decoding needs their number, and never makes many more.
+    """Codes bytes as fewer bytes, and none as none; to decode, their number must be known.
 
-    No bytes are no data, in every codec.
 
     `expand` gets data and a size and gives at most one byte more than that, or ArchiveError with
     what is wrong. `ratio` bounds how many bytes one byte of data can stand for, where it is so low

@@ -7,7 +7,7 @@ code: 2**-length sum to 1. (A byte that is alone is joined by one that does not 
 
 Codes are numbered by length and, among equals, by byte: the first is all zeros, each next is one
 more, shifted to its length (as in RFC 1951, 3.2.2). They follow from the next byte on, the highest
-bit first; the last byte is filled up with zeros.
+bit first, then a bit that is 1, and zeros that fill up the last byte.
 
 Lengths are the best there are under the bound, by package-merge: Larmore and Hirschberg 1990,
 https://doi.org/10.1145/79147.79150.
@@ -15,7 +15,7 @@ https://doi.org/10.1145/79147.79150.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from modelzip.archive.codecs.codec import Codec
 from modelzip.errors import ArchiveError
 
 LONGEST = 12
-PART = 1 << 16  # bytes that are coded at a time
+PART = 1 << 12  # bytes that are coded at a time: of more, arrays leave the cache
 STRIDE = 3  # of decoding, in powers of two
 
 
@@ -101,20 +101,22 @@ def _read_lengths(data: memoryview) -> tuple[NDArray[np.int64], int]:
 
 def _encode(data: memoryview) -> bytes:
     flat = np.frombuffer(data, np.uint8)
-    counts = sum(np.bincount(part, minlength=256) for part in _parts(flat, PART))
-    lengths = code_lengths(np.asarray(counts).tolist())
+    counts = np.zeros(256, np.int64)
+    for part in _parts(flat):
+        counts += np.bincount(part, minlength=256)
+    lengths = code_lengths(counts.tolist())
     codes = _codes(lengths)
     writer = BitWriter()
-    for part in _parts(flat, PART):
+    for part in _parts(flat):
         writer.write(codes[part], lengths[part])
+    writer.write(np.array([1]), np.array([1]))
     return _write_lengths(lengths) + bytes(writer.data)
 
 
 def _decode(data: memoryview, size: int) -> bytes:
     lengths, used = _read_lengths(data)
     order = np.lexsort((np.arange(256), lengths))
-    order = order[lengths[order] > 0]
-    spans = 1 << LONGEST - lengths[order]
+    spans = np.where(lengths > 0, 1 << LONGEST - lengths, 0)[order]
     symbols = np.repeat(order, spans).astype(np.uint8)  # by the 12 bits that begin with a code
     widths = lengths[symbols]
     data = data[used:]
@@ -124,8 +126,7 @@ def _decode(data: memoryview, size: int) -> bytes:
         if count > size:
             break
         windows = _windows(data[start : start + PART + 2])[: 8 * PART]
-        windows = windows[: 8 * (len(data) - start)]
-        places, at = _walk(widths[windows], at)
+        places, at = _walk(np.take(widths, windows), at)
         found.append(symbols[windows[places]])
         ends = 8 * start + places + widths[windows[places]]
         if count < size <= count + len(places):
@@ -147,32 +148,30 @@ def _walk(widths: NDArray[Any], at: int) -> tuple[NDArray[Any], int]:
     long, so that few strides are walked, and codes between are found all at once.
     """
     last = len(widths)
-    after = np.arange(last + LONGEST)
+    after = np.arange(last + LONGEST, dtype=np.intp)
     after[:last] += widths
     strides = [after]
     for _ in range(STRIDE):
-        strides.append(strides[-1][strides[-1]])
-    walk, jumps = [], strides.pop().tolist()
+        strides.append(np.take(strides[-1], strides[-1]))
+    walk, jumps = [], strides.pop().data  # a list of all would take longer to make
     while at < last:
         walk.append(at)
         at = jumps[at]
     places = np.array(walk, np.int64)[:, None]
     for stride in reversed(strides):
-        places = np.stack([places, stride[places]], axis=-1).reshape(len(places), -1)
+        places = np.stack([places, np.take(stride, places)], axis=-1).reshape(len(places), -1)
     flat = places.ravel()
     return flat[flat < last], at - last
 
 
 def _check_end(data: memoryview, end: int) -> None:
-    """ArchiveError unless bit `end` is in the last byte, and no bit from it on is 1."""
-    if (end + 7) // 8 != len(data):
-        raise ArchiveError(f"codes end in byte {(end + 7) // 8} of {len(data)}")
-    if data[-1] & (1 << -end % 8) - 1:
-        raise ArchiveError("the last byte is not filled up with zeros")
+    """ArchiveError unless bit `end` is the last that is 1, and in the last byte."""
+    if 8 * len(data) - end not in range(1, 9) or data[-1] << end % 8 & 255 != 128:
+        raise ArchiveError(f"codes end at bit {end} and not at the last that is 1")
 
 
-def _parts(flat: NDArray[Any], length: int) -> list[NDArray[Any]]:
-    return [flat[at : at + length] for at in range(0, len(flat), length)]
+def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (flat[at : at + PART] for at in range(0, len(flat), PART))
 
 
 HUFFMAN = Codec("huffman", _encode, _decode, ratio=8)

@@ -25,14 +25,14 @@ from modelzip.errors import ArchiveError
 CODES = (1 << WIDEST) - 255  # until all begins anew
 
 
-def _widths() -> NDArray[np.int64]:
-    """The bits of the codes until all begins anew."""
-    most = 255 + np.arange(CODES)
+def _widths(count: int) -> NDArray[np.int64]:
+    """The bits of so many codes, or of those until all begins anew."""
+    most = 255 + np.arange(min(count, CODES))
     return np.floor(np.log2(most)).astype(np.int64) + 1
 
 
 def _encode(data: memoryview) -> bytes:
-    writer, widths = BitWriter(), _widths()
+    writer, widths = BitWriter(), _widths(len(data))
     for codes in _codes(data):
         writer.write(np.array(codes, np.int64), widths[: len(codes)])
     return bytes(writer.data)
@@ -63,18 +63,16 @@ def _codes(data: memoryview) -> Iterator[list[int]]:
 
 
 def _decode(data: memoryview, size: int) -> bytes:
-    widths = _widths()
+    widths = _widths(len(data))
     ends = np.cumsum(widths)
-    out, at = bytearray(), 0
-    while at < 8 * len(data):
+    out, at, count = bytearray(), 0, CODES
+    while count == CODES:
         first = at // 8
         part = data[first : first + int(ends[-1]) // 8 + 2]
         count = int(np.searchsorted(ends, 8 * len(data) - at, side="right"))
-        if not count:
-            break
         codes = read(part, at % 8 + ends[:count] - widths[:count], widths[:count])
         _append(out, codes.tolist(), size)
-        at += int(ends[count - 1])
+        at += int(ends[count - 1]) if count else 0
     _check_end(data, at)
     return bytes(out)
 
