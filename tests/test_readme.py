@@ -53,10 +53,14 @@ def test_every_command_is_shown():
     assert sorted(COMMANDS) == [
         "check",
         "compare",
+        "list",
         "measure",
+        "pack",
         "passes",
         "run",
         "sensitivity",
+        "test",
+        "unpack",
         "verify",
     ]
 
