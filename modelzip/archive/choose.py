@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from modelzip.archive import codecs
 from modelzip.archive.floats import WIDTHS, to_planes
 from modelzip.archive.grid import find_grid
-from modelzip.archive.integers import static
+from modelzip.archive.integers import lanes, static
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.nodes import INTEGER_TYPES, INTEGERS, Node
 from modelzip.archive.palette import find_palette
@@ -24,8 +25,8 @@ _QUICK = ("deflate", "zstd")  # tried on every array of bytes
 _THOROUGH = ("lzma", "bzip2")  # and these on those that are not long
 _LONG = 1 << 20  # bytes
 _SAMPLE = 1 << 16  # bytes of a long array that are tried first
-_HOPELESS = 0.995  # of the sample's bytes: what does not shrink is stored
-_SPARSE = 0.5  # of the integers are zero, where forms for that are tried
+_HOPELESS = 0.99  # of the sample's bytes: what does not shrink by this is stored
+_REPEATS = 0.97  # of what lanes take, for a dictionary to be tried
 _TINY = 64  # bytes: no form is worth its description
 _LOST = 1.05  # of an array's bytes, to have the context coder learn from it
 _LIMIT = 127
@@ -74,7 +75,7 @@ class Encoding:
             return [_by_codec(array, self._codec) for array, _ in given]
         choices = [self._choice(array, dtype) for array, dtype in given]
         found = [choice.coded for choice in choices]
-        if self._codec != "static":
+        if self._codec in (AUTO, "context"):
             for index, coded in self._by_context(choices).items():
                 found[index] = coded
         return found
@@ -91,8 +92,10 @@ class Encoding:
         """
         there = {i: c.integers for i, c in enumerate(choices) if c.integers is not None}
         asked = self._codec != AUTO
+        if not asked and importlib.util.find_spec("numba") is None:
+            return {}  # without it a million weights take minutes
         while there:
-            coded = _contexts(there, asked=asked)
+            coded = _contexts(there)
             found = {index: choices[index].around(each) for index, each in coded.items()}
             worse = [i for i, c in found.items() if c.size > _LOST * choices[i].coded.size + _TINY]
             if asked or not worse:
@@ -110,7 +113,7 @@ class Encoding:
         return min(found, key=lambda choice: choice.coded.size)
 
     def _integers(self, array: Array) -> Coded:
-        found = _by_static(array)
+        found = _by_lanes(array) if self._codec == "lanes" else _by_static(array)
         if self._codec == AUTO or not found:
             found.append(_bytes(array, thorough=array.nbytes < _LONG))
         if self._codec == AUTO and 2 * np.count_nonzero(array) < array.size > _TINY:
@@ -125,8 +128,19 @@ class Encoding:
         return Coded(node, tuple(data for part in parts for data in part.data))
 
     def _stream(self, stream: Array) -> Coded:
+        if stream.dtype.itemsize == 1 and stream.size >= _LONG:
+            return self._long_stream(stream)
         found = [_bytes(stream, thorough=stream.nbytes < _LONG), *_by_static(stream)]
         return min(found, key=lambda coded: coded.size)
+
+    def _long_stream(self, stream: Array) -> Coded:
+        """By what decodes fast: in lanes, unless what repeats makes a dictionary pay."""
+        sample = stream[:_SAMPLE]
+        repeats = _bytes(sample, thorough=False)
+        (coded,) = _by_lanes(stream)
+        if repeats.size < _REPEATS * coded.size * len(sample) / stream.size:
+            return min(coded, _bytes(stream, thorough=False), key=lambda each: each.size)
+        return coded
 
     def _planes(self, array: Array, dtype: str) -> Coded:
         if array.nbytes <= _TINY or dtype not in WIDTHS:
@@ -174,8 +188,8 @@ def _narrow(array: Array) -> Array | None:
     return array if array.dtype.itemsize <= 2 and array.size else None
 
 
-def _contexts(arrays: Mapping[int, Array], *, asked: bool) -> dict[int, Coded]:
-    """What the context coder makes of each, one after another; of none where it is missing."""
+def _contexts(arrays: Mapping[int, Array]) -> dict[int, Coded]:
+    """What the context coder makes of each, one after another."""
     from modelzip.archive.integers.context import Encoder
 
     # one limit for all, as what is learnt with one is of no use with another
@@ -186,6 +200,13 @@ def _contexts(arrays: Mapping[int, Array], *, asked: bool) -> dict[int, Coded]:
         params, data = encoder.encode(array)
         found[index] = Coded(Node("context", len(data), params or None), (data,))
     return found
+
+
+def _by_lanes(array: Array) -> list[Coded]:
+    if array.dtype.itemsize > 1:
+        return []
+    params, data = lanes.encode(array)
+    return [Coded(Node("lanes", len(data), params or None), (data,))]
 
 
 def _by_codec(array: Array, name: str) -> Coded:

@@ -11,8 +11,8 @@ what is made of others, [form, [nodes], params]. Data come in the order in which
 - zero_runs, bitmap, csr: streams as sparse.py has them; `params` are the length and type of each.
 - pieces: parts of the array's first axis in order; `params` are how many rows each has.
 
-The codec "context" carries what it learnt from array to array within a blob; "static" and
-"context" code integers, all others bytes.
+The codec "context" carries what it learnt from array to array within a blob; "static", "lanes"
+and "context" code integers, all others bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from modelzip.archive import codecs
 from modelzip.archive.floats import WIDTHS, from_planes
 from modelzip.archive.grid import Grid, from_grid
-from modelzip.archive.integers import static
+from modelzip.archive.integers import lanes, static
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.palette import Palette, from_palette
 from modelzip.errors import ArchiveError
 
 Array = NDArray[Any]
-INTEGERS = ("static", "context")
+INTEGERS = ("static", "lanes", "context")
 INTEGER_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 MAX_DEPTH = 6
 
@@ -130,6 +130,8 @@ class Decoding:
         data = self._take(node.size)
         if node.codec == "static":
             return static.decode(data, params, shape, kind)
+        if node.codec == "lanes":
+            return lanes.decode(data, params, shape, kind)
         if self._context is None:
             from modelzip.archive.integers.context import Decoder
 

@@ -14,7 +14,6 @@ _SHORT = 256  # bytes: the least that the ratio is taken of, since tables and he
 class Codec:
     """Codes bytes as fewer bytes, and none as none; to decode, their number must be known.
 
-
     `expand` gets data and a size and gives at most one byte more than that, or ArchiveError with
     what is wrong. `ratio` bounds how many bytes one byte of data can stand for, where it is so low
     that memory can be refused by it; `limit` is the most bytes the codec can code.

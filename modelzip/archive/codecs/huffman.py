@@ -1,9 +1,9 @@
 """Canonical Huffman codes of bytes, each of at most 12 bits.
 
-Data begin with the lengths of the 256 bytes' codes, in nibbles, the
-high one of a byte first: 1 to 12 is a length, and 0 with the next two nibbles n says that n + 1
-bytes have no code. A nibble is left over if their number is odd, and 0. Lengths are of a complete
-code: 2**-length sum to 1. (A byte that is alone is joined by one that does not occur.)
+Data begin with the lengths of the 256 bytes' codes, in nibbles, the high one of a byte first: 1 to
+12 is a length, and 0 with the next two nibbles n says that n + 1 bytes have no code. A nibble is
+left over if their number is odd, and 0. Lengths are of a complete code: 2**-length sum to 1. (A
+byte that is alone is joined by one that does not occur.)
 
 Codes are numbered by length and, among equals, by byte: the first is all zeros, each next is one
 more, shifted to its length (as in RFC 1951, 3.2.2). They follow from the next byte on, the highest
@@ -26,7 +26,7 @@ from modelzip.archive.codecs.codec import Codec
 from modelzip.errors import ArchiveError
 
 LONGEST = 12
-PART = 1 << 12  # bytes that are coded at a time: of more, arrays leave the cache
+PART = 1 << 11  # bytes that are coded at a time: of more, arrays leave the cache
 STRIDE = 3  # of decoding, in powers of two
 
 
@@ -127,12 +127,13 @@ def _decode(data: memoryview, size: int) -> bytes:
             break
         windows = _windows(data[start : start + PART + 2])[: 8 * PART]
         places, at = _walk(np.take(widths, windows), at)
-        found.append(symbols[windows[places]])
-        ends = 8 * start + places + widths[windows[places]]
+        codes = windows[places]
+        found.append(symbols[codes])
+        ends = 8 * start + places + widths[codes]
         if count < size <= count + len(places):
             _check_end(data, int(ends[size - count - 1]))
         count += len(places)
-    return b"".join(part.tobytes() for part in found)[:size]
+    return np.concatenate(found)[:size].tobytes() if found else b""
 
 
 def _windows(data: memoryview) -> NDArray[np.int32]:

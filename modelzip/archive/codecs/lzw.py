@@ -28,7 +28,7 @@ CODES = (1 << WIDEST) - 255  # until all begins anew
 def _widths(count: int) -> NDArray[np.int64]:
     """The bits of so many codes, or of those until all begins anew."""
     most = 255 + np.arange(min(count, CODES))
-    return np.floor(np.log2(most)).astype(np.int64) + 1
+    return np.searchsorted(1 << np.arange(WIDEST), most, side="right")
 
 
 def _encode(data: memoryview) -> bytes:
