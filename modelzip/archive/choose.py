@@ -24,6 +24,7 @@ AUTO = "auto"
 _QUICK = ("deflate", "zstd")  # tried on every array of bytes
 _THOROUGH = ("lzma", "bzip2")  # and these on those that are not long
 _LONG = 1 << 20  # bytes
+_LANES = 1 << 19  # integers of a byte that lanes are for
 _SAMPLE = 1 << 16  # bytes of a long array that are tried first
 _HOPELESS = 0.99  # of the sample's bytes: what does not shrink by this is stored
 _REPEATS = 0.97  # of what lanes take, for a dictionary to be tried
@@ -128,7 +129,7 @@ class Encoding:
         return Coded(node, tuple(data for part in parts for data in part.data))
 
     def _stream(self, stream: Array) -> Coded:
-        if stream.dtype.itemsize == 1 and stream.size >= _LONG:
+        if stream.dtype.itemsize == 1 and stream.size >= _LANES:
             return self._long_stream(stream)
         found = [_bytes(stream, thorough=stream.nbytes < _LONG), *_by_static(stream)]
         return min(found, key=lambda coded: coded.size)

@@ -10,7 +10,8 @@ from modelzip.archive.floats import WIDTHS
 from modelzip.archive.nodes import INTEGER_TYPES, numpy_type
 from modelzip.archive.spans import Span
 
-GROUP = 1 << 22  # bytes of tensors in a blob, which is read as a whole
+GROUP = 1 << 22  # bytes of small tensors in a blob, which is read as a whole
+PIECE = 1 << 24  # bytes of a large tensor in one: long planes decode faster
 
 
 class Piece(NamedTuple):
@@ -32,16 +33,16 @@ def coded_as(span: Span) -> tuple[str, tuple[int, ...]]:
         return "uint8", (span.size,)
     count = span.size // numpy_type(span.dtype).itemsize
     shape = span.shape or (1,)
-    if not count or span.size // shape[0] > GROUP:
+    if not count or span.size // shape[0] > PIECE:
         shape = (count,)
     return span.dtype, shape
 
 
 def pieces_of(index: int, span: Span) -> list[Piece]:
-    """A tensor whole, or in pieces of at most GROUP bytes."""
+    """A tensor whole, or in pieces of at most PIECE bytes."""
     _, shape = coded_as(span)
     row = span.size // shape[0] if shape[0] else 0
-    most = max(1, GROUP // row) if row else 1
+    most = max(1, PIECE // row) if row else 1
     return [
         Piece(index, first, min(most, shape[0] - first), row * min(most, shape[0] - first))
         for first in range(0, shape[0], most)

@@ -57,7 +57,8 @@ class Entry:
 class Archive(Mapping[str, Tensor]):
     """An archive's tensors by name, each decoded when it is asked for.
 
-    Reading one reads its blob, of about 4 MB. Tensors of less than 64 bytes are not listed.
+    Reading one reads its blob, of about 4 MB, or 16 MB of a large tensor. Tensors of less than 64
+    bytes are not listed.
 
     >>> import tempfile
     >>> from modelzip.archive.pack import pack

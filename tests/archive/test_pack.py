@@ -125,6 +125,7 @@ def test_what_is_in_an_archive_and_how(tmp_path: Path) -> None:
 
 def test_large_tensors_lie_in_several_blobs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(layout, "GROUP", 1 << 12)
+    monkeypatch.setattr(layout, "PIECE", 1 << 12)
     state = {
         "rows": torch.randn(100, 50),
         "flat": torch.arange(20_000, dtype=torch.int16),
@@ -139,6 +140,7 @@ def test_large_tensors_lie_in_several_blobs(tmp_path: Path, monkeypatch) -> None
 
 def test_threads_change_nothing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(layout, "GROUP", 1 << 12)
+    monkeypatch.setattr(layout, "PIECE", 1 << 12)
     files = [tmp_path / f"{threads}.mzip" for threads in (1, 3)]
     for threads, path in zip((1, 3), files, strict=True):
         pack(a_state(), path, threads=threads)
