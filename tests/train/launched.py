@@ -28,9 +28,7 @@ def main(folder: Path) -> None:
     report = finetune(
         prepared,
         digits(),
-        FineTune(
-            steps=20, lr=0.02, precision="float32", distill=True, distill_features=("0", "2")
-        ),
+        FineTune(steps=20, lr=0.02, precision="float32", distill=True, distill_features=("0", "2")),
         teacher=teacher,
         batch_size=32,
         checkpoint=folder / "checkpoint.safetensors",
