@@ -10,7 +10,7 @@ from modelzip.errors import MissingExtraError, ModelzipError, SettingError, did_
 
 def test_every_error_is_a_modelzip_error() -> None:
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, Exception)]
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     assert all(issubclass(k, ModelzipError) and k.__name__ in str(errors.__doc__) for k in kinds)
 
 

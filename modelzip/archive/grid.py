@@ -76,7 +76,7 @@ def from_grid(grid: Grid) -> Floats:
     if not -LARGEST - 1 <= low <= high <= LARGEST:
         raise ArchiveError(f"a grid has integers to {LARGEST}, not {low} to {high}")
     lowered = (integers < 0) if negative_zero else np.zeros((), bool)
-    factors = np.add(integers, lowered, dtype=np.int32).astype(steps.dtype)
+    factors = np.asarray(np.add(integers, lowered, dtype=np.int32)).astype(steps.dtype)
     factors *= _along(steps, axis, integers.ndim)
     if negative_zero:
         factors[integers == -1] = -0.0

@@ -31,7 +31,7 @@ class InMemory:
 
     >>> parts = InMemory({"w": torch.zeros(2)})
     >>> parts.lengths, parts.tensors[0].name, len(parts.skeleton()) % 8
-    ([(72, 8)], 'w', 0)
+    ([(64, 8)], 'w', 0)
     """
 
     kind = "safetensors"

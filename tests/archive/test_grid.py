@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -113,6 +113,7 @@ def test_plain_floats_are_no_grid() -> None:
     st.sampled_from([None, 0, 1, 2, -1, True, "0"]),
     st.booleans(),
 )
+@example(np.float32([1]), np.array(0, np.int8), None, True)
 def test_any_grid_is_values_or_refused(
     steps: np.ndarray, integers: np.ndarray, axis: int | None, negative_zero: bool
 ) -> None:
