@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 export MODELZIP_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 export MODELZIP_MODELS ?= $(if $(wildcard ../shared/models),$(abspath ../shared/models))
 
+# Two test processes on two cores: with more threads than cores, OpenMP spins instead of working.
+check test-slow: export OMP_NUM_THREADS ?= 1
+
 .PHONY: demo test test-slow check format clean
 
 demo: $(VENV)/.demo  ## train, compress and report on scikit-learn's digits
