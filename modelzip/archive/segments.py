@@ -82,15 +82,16 @@ def split(path: str | Path, *, smallest: int = SMALLEST) -> Segments:
 def join(
     skeleton: bytes | memoryview,
     lengths: Sequence[Any],
-    tensors: Iterable[bytes | memoryview],
+    data: Iterable[bytes | memoryview],
     out: BinaryIO,
 ) -> None:
-    """Write the file that was split into these parts to `out`, tensor by tensor.
+    """Write the file that was split to `out`, from its skeleton and the `data` of its tensors.
 
-    ArchiveError if they do not fit each other; `lengths` may come from anywhere.
+    A tensor's data may come in several parts. ArchiveError if all this does not fit each other;
+    `lengths` may come from anywhere.
 
     >>> import io
-    >>> join(b"()[]", [(1, 2), (2, 1)], [b"ab", b"c"], out := io.BytesIO())
+    >>> join(b"()[]", [(1, 2), (2, 1)], [b"a", b"b", b"c"], out := io.BytesIO())
     >>> out.getvalue()
     b'(ab)[c]'
     """
@@ -98,19 +99,21 @@ def join(
     pairs = [_pair(index, entry) for index, entry in enumerate(lengths)]
     if sum(gap for gap, _ in pairs) > len(rest):
         raise ArchiveError(f"the skeleton has {len(rest)} bytes, and its lengths ask for more")
-    given = iter(tensors)
+    given = iter(data)
     for index, (gap, size) in enumerate(pairs):
-        data = next(given, None)
-        if data is None:
-            raise ArchiveError(f"there are {index} tensors, and {len(pairs)} are needed")
-        data = memoryview(data).cast("B")
-        if len(data) != size:
-            raise ArchiveError(f"tensor {index} has {len(data)} bytes, and {size} are needed")
         out.write(rest[:gap])
-        out.write(data)
         rest = rest[gap:]
-    if next(given, None) is not None:
-        raise ArchiveError(f"there are more tensors than the {len(pairs)} that are needed")
+        while size > 0:
+            part = next(given, None)
+            if part is None:
+                raise ArchiveError(f"tensor {index} of {len(pairs)} lacks {size} bytes")
+            size -= memoryview(part).nbytes
+            if size < 0:
+                raise ArchiveError(f"tensor {index} has {-size} bytes too many")
+            out.write(part)
+    left = sum(memoryview(part).nbytes for part in given)
+    if left:
+        raise ArchiveError(f"there are {left} bytes more than the {len(pairs)} tensors need")
     out.write(rest)
 
 

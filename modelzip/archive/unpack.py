@@ -6,7 +6,9 @@ import math
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from modelzip.errors import ArchiveError, OutputError
 KINDS = {"onnx": ".onnx", "safetensors": ".safetensors"}
 MAX_INDEX = 1 << 28
 LIMIT = 1 << 38  # bytes that an archive may ask for
+
+Decoded = tuple[Piece, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Archive(Mapping[str, Tensor]):
             if isinstance(error, ArchiveError):
                 raise ArchiveError(f"{path}: {error}") from error
             raise ArchiveError(f"{path} has a damaged index ({error!r})") from error
-        self._open: tuple[int, Iterator[NDArray[np.uint8]]] | None = None
+        self._open: tuple[int, Iterator[Decoded]] | None = None
         self._at = 0
 
     def _read_index(self, limit: int) -> None:
@@ -123,15 +127,19 @@ class Archive(Mapping[str, Tensor]):
     def read(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, uint8. ArchiveError if they are not those that were packed."""
         number = self._names[name]
-        span = self._spans[number]
-        out = np.empty(span.size, np.uint8)
+        found = [
+            index
+            for index, group in enumerate(self._groups)
+            if group[0].tensor <= number <= group[-1].tensor
+        ]
+        one = len(found) == 1
+        decoded = self._from_one(found[0], number) if one else self._in_parallel(found)
+        out = np.empty(self._spans[number].size, np.uint8)
         at = 0
-        for index, group in enumerate(self._groups):
-            if group[0].tensor <= number <= group[-1].tensor:
-                for place, piece in enumerate(group):
-                    if piece.tensor == number:
-                        out[at : at + piece.size] = self._piece(index, place)
-                        at += piece.size
+        for piece, data in decoded:
+            if piece.tensor == number:
+                out[at : at + piece.size] = data
+                at += piece.size
         return out
 
     @property
@@ -170,12 +178,12 @@ class Archive(Mapping[str, Tensor]):
                 advancing("unpacking", self.size, shown=progress) as advance,
             ):
 
-                def tensors() -> Iterator[memoryview]:
-                    for name in self._names:
-                        yield self.read(name).data
-                        advance(self._spans[self._names[name]].size)
+                def data() -> Iterator[memoryview]:
+                    for piece, found in self._in_parallel(range(len(self._groups))):
+                        yield found.data
+                        advance(piece.size)
 
-                join(self.skeleton(), lengths, tensors(), file)
+                join(self.skeleton(), lengths, data(), file)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -187,28 +195,40 @@ class Archive(Mapping[str, Tensor]):
     def test(self) -> None:
         """Decode everything. ArchiveError for the first thing that is not what was packed."""
         self.skeleton()
-        for name in self._names:
-            self.read(name)
+        for _ in self._in_parallel(range(len(self._groups))):
+            pass
 
-    def _piece(self, group: int, place: int) -> NDArray[np.uint8]:
-        """The bytes of one piece; those before it in its blob are decoded on the way."""
-        if self._open is None or self._open[0] != group or self._at > place:
+    def _from_one(self, group: int, number: int) -> Iterator[Decoded]:
+        """The pieces of one group to the last of tensor `number`, from where it was left."""
+        first = next(at for at, p in enumerate(self._groups[group]) if p.tensor == number)
+        if self._open is None or self._open[0] != group or self._at > first:
             self._open, self._at = (group, self._decoded(group)), 0
-        found = None
-        while self._at <= place:
-            found = next(self._open[1])
+        while self._at < len(self._groups[group]):
+            if self._groups[group][self._at].tensor > number:
+                break
             self._at += 1
-        if found is None:
-            raise AssertionError("a piece before the first one")
-        return found
+            yield next(self._open[1])
 
-    def _decoded(self, group: int) -> Iterator[NDArray[np.uint8]]:
+    def _in_parallel(self, wanted: Sequence[int]) -> Iterator[Decoded]:
+        """The pieces of the groups in `wanted`, in order; one group is decoded on each core."""
+        cores = min(len(wanted), os.cpu_count() or 1)
+        waiting: deque[Future[list[Decoded]]] = deque()
+        with ThreadPoolExecutor(max(1, cores)) as pool:
+            for group in wanted:
+                waiting.append(pool.submit(list, self._decoded(group)))
+                if len(waiting) > cores:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _decoded(self, group: int) -> Iterator[Decoded]:
+        """The pieces of one group, each with its bytes."""
         blob = self._reader.blobs.get(str(group))
         decoding = Decoding(self._reader.blob(str(group)))
         for piece, entry in zip(self._groups[group], self._nodes[group], strict=True):
             span = self._spans[piece.tensor]
             try:
-                yield _checked(decoding, span, piece, entry)
+                yield piece, _checked(decoding, span, piece, entry)
             except ArchiveError as error:
                 at = 0 if blob is None else blob.offset + decoding.at
                 raise ArchiveError(
