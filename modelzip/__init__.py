@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelzip.archive.bundle import bundle
     from modelzip.archive.pack import pack
     from modelzip.archive.unpack import open_archive, unpack
     from modelzip.core.base import Context, Need, Pass, PassReport, Stage
@@ -58,6 +59,7 @@ __all__ = [
     "SmoothQuant",
     "Stage",
     "WeightOnly",
+    "bundle",
     "compress",
     "export_onnx",
     "load",
@@ -93,6 +95,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "SmoothQuant": "passes.smooth_quant",
     "Stage": "core.base",
     "WeightOnly": "passes.weight_only",
+    "bundle": "archive.bundle",
     "compress": "run",
     "export_onnx": "export.onnx",
     "load": "core.prepare",

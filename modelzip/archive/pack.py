@@ -22,7 +22,7 @@ from modelzip.archive.nodes import numpy_type
 from modelzip.archive.progress import Advance, advancing
 from modelzip.archive.segments import split
 from modelzip.archive.spans import Span
-from modelzip.archive.tensors import InMemory, load_state_dict
+from modelzip.archive.tensors import InMemory, Saved
 
 INDEX, SKELETON = "index", "skeleton"
 _SUMMED = 1 << 12  # bytes of a piece that has a checksum of its own
@@ -116,7 +116,7 @@ def _parts(source: str | Path | Mapping[str, Any]) -> Parts:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(_ZIP)) == _ZIP:
-                return load_state_dict(path)
+                return Saved(path)
     return split(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ _TYPES = {
     torch.uint64: ("U64", "uint64"), torch.float8_e4m3fn: ("F8_E4M3", None),
     torch.float8_e5m2: ("F8_E5M2", None),
 }  # fmt: skip
+_KEPT = 1 << 25  # bytes of a file that have been read and may stay in memory
 TORCH_TYPES = {name: kind for kind, (_, name) in _TYPES.items() if name is not None}
 
 
@@ -69,7 +71,7 @@ class InMemory:
 
     def data(self, tensor: Span) -> memoryview:
         """The bytes of one of the tensors."""
-        values = self._tensors[tensor.name].cpu().contiguous().reshape(-1)
+        values = torch.as_tensor(self._tensors[tensor.name]).detach().cpu().contiguous().reshape(-1)
         found: memoryview = values.view(torch.uint8).numpy().data
         return found
 
@@ -83,8 +85,27 @@ class InMemory:
         self.close()
 
 
-def load_state_dict(path: Path) -> InMemory:
-    """The tensors of a file that torch.save wrote, read without running anything in it."""
+class Saved(InMemory):
+    """A state_dict that torch.save wrote; of its tensors, few are in memory at a time.
+
+    ArchiveError if the file holds anything else, or what torch does not load without running code.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_load_saved(path))
+        self._path, self._read = path, 0
+        self._lock = Lock()
+
+    def data(self, tensor: Span) -> memoryview:
+        """The bytes of one of the tensors."""
+        with self._lock:
+            self._read += tensor.size
+            if self._read > _KEPT:  # a new mapping: the pages that the old one read are let go
+                self._tensors, self._read = _load_saved(self._path), tensor.size
+        return super().data(tensor)
+
+
+def _load_saved(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -97,7 +118,7 @@ def load_state_dict(path: Path) -> InMemory:
         raise ArchiveError(
             f"cannot pack {path}: it holds a {type(found).__name__}, not a state_dict"
         )
-    return InMemory(found)
+    return dict(found)
 
 
 def _is_array(value: Any) -> bool:

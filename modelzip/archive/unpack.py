@@ -27,6 +27,7 @@ from modelzip.archive.progress import advancing
 from modelzip.archive.segments import join
 from modelzip.archive.spans import ITEM_SIZES, Span
 from modelzip.archive.tensors import TORCH_TYPES
+from modelzip.archive.unbundle import is_bundle, unbundle
 from modelzip.errors import ArchiveError, OutputError
 
 KINDS = {"onnx": ".onnx", "safetensors": ".safetensors"}
@@ -260,16 +261,22 @@ def open_archive(path: str | Path, *, limit: int = LIMIT) -> Archive:
 def unpack(
     path: str | Path, out: str | Path, *, limit: int = LIMIT, progress: bool = False
 ) -> Path:
-    """Write the file that was packed to `out`, to the byte.
+    """Write the file that was packed to `out`, to the byte; or the files of a bundle.
+
+    Which of the two it is, its content says.
 
     Args:
-        out: a file, or a folder, in which it is named as the archive.
-        limit: bytes that it may have.
+        out: a file, or a folder, in which it is named as the archive. Of a bundle, the folder
+            for its files, made if it is not there; nothing in it is overwritten.
+        limit: bytes that it may have, or they.
+        progress: show a bar where an archive takes more than a second.
 
     Raises:
         ArchiveError: the archive is damaged, or asks for more than `limit`.
         OutputError: the file cannot be written.
     """
+    if is_bundle(path):
+        return unbundle(path, out, limit=limit)
     with open_archive(path, limit=limit) as archive:
         target = Path(out)
         if target.is_dir():
