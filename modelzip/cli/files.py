@@ -9,7 +9,7 @@ import typer
 
 from modelzip.cli.app import app
 
-ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="An archive, .mzip.")]
+ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="An archive or a bundle.")]
 
 
 @app.command()
@@ -68,24 +68,57 @@ def pack(
 
 
 @app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="A .zip, .tar or .tar.gz. [default: RUN_DIR.zip]"),
+    ] = None,
+    without_onnx: Annotated[
+        bool, typer.Option("--without-onnx", help="Leave model.onnx to be made from model.mzip.")
+    ] = False,
+) -> None:
+    """Put recipe, report, archive and ONNX file of a run into one file, to hand the model on.
+
+    Example: modelzip bundle runs/digits -o digits.zip
+    """
+    from modelzip.archive.bundle import bundle as bundle_files
+
+    out = out or folder.parent / f"{folder.resolve().name}.zip"
+    found = bundle_files(folder, out, onnx=not without_onnx, progress=True)
+    typer.echo(
+        f"{found.path}: {', '.join(found.files)}; {found.after / 1000:.1f} KB of "
+        f"{found.before / 1000:.1f} KB"
+    )
+
+
+@app.command()
 def unpack(
     archive: ArchivePath,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The file, or a folder to put it in.")
-    ] = Path(),
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file, or a folder to put it in; of a bundle, the folder. "
+            "[default: here; of a bundle, a folder of its name]",
+        ),
+    ] = None,
 ) -> None:
-    """Write the file that is packed in ARCHIVE, to the byte.
+    """Write the file that is packed in ARCHIVE, to the byte; or the files of a bundle, checked.
 
     Example: modelzip unpack digits.mzip -o digits.onnx
     """
+    from modelzip.archive.unbundle import is_bundle, own_name
     from modelzip.archive.unpack import unpack as unpack_file
 
+    out = out or Path(own_name(archive) if is_bundle(archive) else ".")
     typer.echo(unpack_file(archive, out, progress=True))
 
 
 @app.command(name="list")
 def list_tensors(archive: ArchivePath) -> None:
-    """Show each tensor in ARCHIVE, and how it is stored in how many bits a value.
+    """Show each tensor in ARCHIVE, and how it is stored in how many bits a value; or each file.
 
     Example: modelzip list digits.mzip
     """
@@ -100,8 +133,6 @@ def test(archive: ArchivePath) -> None:
 
     Example: modelzip test digits.mzip
     """
-    from modelzip.archive.unpack import open_archive
+    from modelzip.report.archive import tested
 
-    with open_archive(archive) as found:
-        found.test()
-        typer.echo(f"{archive}: {len(found)} tensors, all as they were packed")
+    typer.echo(tested(archive))
