@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelzip.archive.header import MAX_HEADER, PREFIX, parse_json, read_header
+from modelzip.archive.header import MAX_HEADER, PREFIX, is_text, parse_json, read_header
 from modelzip.archive.mapped import Mapped
 from modelzip.errors import ArchiveError, OutputError
 
@@ -73,7 +73,7 @@ class Writer:
 
     def add(self, name: str, data: bytes | memoryview) -> None:
         """Append a blob; it goes to the disk at once. ArchiveError if the name cannot be used."""
-        if name in self._blobs or name in ("", METADATA) or not _is_text(name):
+        if name in self._blobs or name in ("", METADATA) or not is_text(name):
             reason = "is there already" if name in self._blobs else "cannot be a name"
             raise ArchiveError(f"cannot add blob {name!r} to {self._path}: it {reason}")
         data = memoryview(data).cast("B")
@@ -223,7 +223,7 @@ def _checked_spec(path: str, header: Mapping[str, Any]) -> str:
             )
         raise ArchiveError(f"{path} has unknown version {str(version)[:20]!r}: it is damaged")
     text = metadata.get("spec")
-    if not isinstance(text, str) or not _is_text(text):
+    if not isinstance(text, str) or not is_text(text):
         raise ArchiveError(f"{path} is damaged: its metadata has no text 'spec'")
     if metadata.get("crc32") != _checksum(text.encode()):
         raise ArchiveError(f"{path} is damaged: the CRC-32 of its spec is wrong; copy it again")
@@ -263,15 +263,6 @@ def _json(value: Any) -> str:
 
 def _checksum(data: bytes | memoryview) -> str:
     return f"{zlib.crc32(data):08x}"
-
-
-def _is_text(name: str) -> bool:
-    """Whether a string is Unicode: half a surrogate pair is not, and no other program reads it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _sync_folder(folder: Path) -> None:

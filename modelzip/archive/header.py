@@ -66,6 +66,15 @@ def parse_json(text: bytes, what: str) -> Any:
     return value
 
 
+def is_text(name: str) -> bool:
+    """Whether a string is Unicode: half a surrogate pair is not, and no other program reads it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())

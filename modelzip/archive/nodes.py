@@ -11,6 +11,9 @@ what is made of others, [form, [nodes], params]. Data come in the order in which
 - zero_runs, bitmap, csr: streams as sparse.py has them; `params` are the length and type of each.
 - pieces: parts of the array's first axis in order; `params` are how many rows each has.
 
+Forms are nested at most 6 deep, and none of the sparse ones is inside another: else a few bytes
+could ask for work without end.
+
 The codec "context" carries what it learnt from array to array within a blob; "static", "lanes"
 and "context" code integers, all others bytes.
 """
@@ -36,6 +39,7 @@ Array = NDArray[Any]
 INTEGERS = ("static", "lanes", "context")
 INTEGER_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 MAX_DEPTH = 6
+_MOST = 1 << 48  # bytes of data
 
 
 class Node(NamedTuple):
@@ -61,19 +65,26 @@ class Node(NamedTuple):
         return f"{self.codec}({inner})" if self.parts else self.codec
 
 
-def read_node(data: Any, depth: int = 0) -> Node:
+def read_node(data: Any, depth: int = 0, *, sparse: bool = False) -> Node:
     """The node of a JSON list from an archive. ArchiveError if it is none.
 
     >>> str(read_node(["palette", [["store", 12], ["static", 40]], [3, "int8"]]))
     'palette(store, static)'
     """
     match data:
-        case [str(codec), list(parts), *params] if len(params) <= 1 and parts and depth < MAX_DEPTH:
-            inner = tuple(read_node(part, depth + 1) for part in parts)
-            return Node(codec, 0, params[0] if params else None, inner)
+        case [str(form), list(parts), *params] if len(params) <= 1 and parts:
+            if form not in _READERS:
+                raise ArchiveError(f"an array is made of parts in no such form: {form[:40]!r}")
+            if depth == MAX_DEPTH or (sparse and form in FORMS):
+                raise ArchiveError(f"{form} is inside of too many forms")
+            inside = sparse or form in FORMS
+            inner = tuple(read_node(part, depth + 1, sparse=inside) for part in parts)
+            return Node(form, 0, params[0] if params else None, inner)
         case [str(codec), int(size), *params] if (
-            len(params) <= 1 and type(size) is int and size >= 0
+            len(params) <= 1 and type(size) is int and 0 <= size <= _MOST
         ):
+            if codec not in INTEGERS and codec not in codecs.NAMES:
+                raise ArchiveError(f"there is no codec {codec[:40]!r}")
             return Node(codec, size, params[0] if params else None)
     raise ArchiveError(f"{str(data)[:60]!r} does not say how an array is stored")
 
@@ -114,12 +125,7 @@ class Decoding:
                 raise ArchiveError(f"{node.codec} stores integers, and these are {dtype}")
             return self._integers(node, shape, kind)
         if node.parts:
-            form = _READERS.get(node.codec)
-            if form is None:
-                raise ArchiveError(
-                    f"an array is made of parts in no such form: {node.codec[:40]!r}"
-                )
-            return form(self, node, dtype, shape)
+            return _READERS[node.codec](self, node, dtype, shape)
         data = self.bytes(node, math.prod(shape) * kind.itemsize)
         return np.frombuffer(data, kind).reshape(shape)
 
@@ -145,11 +151,6 @@ class Decoding:
             raise ArchiveError(f"{size} bytes are needed at {self.at}, and {len(data)} are there")
         self.at += size
         return data
-
-    def end(self) -> None:
-        """ArchiveError if there are data that no node has."""
-        if self.at < len(self._data):
-            raise ArchiveError(f"{len(self._data) - self.at} bytes belong to nothing")
 
 
 def _planes(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -23,8 +23,10 @@ from modelzip.archive.progress import Advance, advancing
 from modelzip.archive.segments import split
 from modelzip.archive.spans import Span
 from modelzip.archive.tensors import InMemory, Saved
+from modelzip.errors import ArchiveError
 
 INDEX, SKELETON = "index", "skeleton"
+MAX_INDEX = 1 << 26  # bytes: a million tensors
 _SUMMED = 1 << 12  # bytes of a piece that has a checksum of its own
 _ZIP = b"PK\x03\x04"  # how files of torch.save begin
 
@@ -102,6 +104,11 @@ def pack(
                 "pieces": pieces,
             }
             text = json.dumps(index, separators=(",", ":")).encode()
+            if len(text) > MAX_INDEX:
+                raise ArchiveError(
+                    f"cannot pack {len(parts.tensors)} tensors: their index has {len(text)} bytes, "
+                    f"and at most {MAX_INDEX} are read"
+                )
             writer.add(INDEX, zlib.compress(text, 9))
             writer.finish({"index": len(text)})
     finally:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from modelzip.archive.header import read_header
-from modelzip.archive.spans import Span, span
+from modelzip.archive.spans import MAX_DIMS, Span, span
 from modelzip.errors import ArchiveError
 
 METADATA = "__metadata__"
-MAX_DIMS = 64
 DTYPES = {  # what is not here (F4, F6_E2M3, ...) is bytes without a shape
     **dict.fromkeys(("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), "uint8"),
     "BOOL": "bool",

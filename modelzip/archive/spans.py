@@ -14,6 +14,8 @@ ITEM_SIZES = {
     "complex128": 16,
 }
 MAX_NAME = 200
+MAX_DIMS = 64
+MOST_VALUES = 1 << 59  # of 16 bytes: what sizes of 64 bits can count, zeros aside
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ def span(name: str, dtype: str | None, shape: Sequence[int], *, offset: int, siz
     Span(name='w', dtype='uint8', shape=(3,), offset=40, size=3)
     """
     fits = dtype is not None and math.prod(shape) * ITEM_SIZES[dtype] == size
+    fits = fits and is_countable(shape)
     if dtype is None or not fits:
         dtype, shape = "uint8", (size,)
-    return Span(name[:MAX_NAME], dtype, tuple(shape), offset, size)
+    name = name[:MAX_NAME].encode(errors="replace").decode()  # no half of a surrogate pair
+    return Span(name, dtype, tuple(shape), offset, size)
+
+
+def is_countable(shape: Sequence[int]) -> bool:
+    """Whether arrays of `shape` can be: numpy and torch multiply sides even if another is 0.
+
+    >>> is_countable([0, 1 << 40]), is_countable([0, 1 << 40, 1 << 40])
+    (True, False)
+    """
+    return len(shape) <= MAX_DIMS and math.prod(max(side, 1) for side in shape) <= MOST_VALUES

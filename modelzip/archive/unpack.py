@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modelzip.archive.container import Reader
-from modelzip.archive.header import parse_json
-from modelzip.archive.layout import Piece, bytes_of, groups, piece_shape
-from modelzip.archive.nodes import Decoding, read_node
-from modelzip.archive.pack import INDEX, SKELETON
+from modelzip.archive.index import KINDS, Stored, read_index
+from modelzip.archive.layout import Piece, bytes_of, piece_shape
+from modelzip.archive.nodes import Decoding
+from modelzip.archive.pack import SKELETON
 from modelzip.archive.progress import advancing
 from modelzip.archive.segments import join
-from modelzip.archive.spans import ITEM_SIZES, Span
+from modelzip.archive.spans import Span
 from modelzip.archive.tensors import TORCH_TYPES
 from modelzip.archive.unbundle import is_bundle, unbundle
 from modelzip.errors import ArchiveError, OutputError
 
-KINDS = {"onnx": ".onnx", "safetensors": ".safetensors"}
-MAX_INDEX = 1 << 28
 LIMIT = 1 << 38  # bytes that an archive may ask for
 
 Decoded = tuple[Piece, NDArray[np.uint8]]
@@ -78,41 +75,17 @@ class Archive(Mapping[str, Tensor]):
         self._reader = Reader(path)
         self._path = str(path)
         try:
-            self._read_index(limit)
-        except (ArchiveError, KeyError, TypeError, ValueError) as error:
+            index = read_index(self._reader, limit)
+        except ArchiveError as error:
             self._reader.close()
-            if isinstance(error, ArchiveError):
-                raise ArchiveError(f"{path}: {error}") from error
-            raise ArchiveError(f"{path} has a damaged index ({error!r})") from error
+            raise ArchiveError(f"{path}: {error}") from error
+        self.kind, self.size = index.kind, index.size
+        self._skeleton, self._skeleton_size = index.skeleton, index.skeleton_size
+        self._spans, self._gaps = index.spans, index.gaps
+        self._names = {span.name: number for number, span in enumerate(self._spans)}
+        self._groups, self._nodes = index.groups, index.stored
         self._open: tuple[int, Iterator[Decoded]] | None = None
         self._at = 0
-
-    def _read_index(self, limit: int) -> None:
-        size = self._reader.spec["index"]
-        if type(size) is not int or not 0 <= size <= MAX_INDEX:
-            raise ArchiveError(f"its index is said to have {size!r} bytes, over {MAX_INDEX}")
-        text = _inflated(self._reader.blob(INDEX), size)
-        index = parse_json(text, "the index")
-        self.kind: str = index["kind"]
-        if self.kind not in KINDS:
-            raise ArchiveError(f"it holds a file of unknown kind {self.kind!r}")
-        self._skeleton_size, node = index["skeleton"]
-        self._skeleton = read_node(node)
-        self._spans = [_span(*entry) for entry in index["tensors"]]
-        self._names = {span.name: number for number, span in enumerate(self._spans)}
-        self._gaps: list[int] = index["gaps"]
-        self._groups = list(groups(self._spans))
-        self._nodes = index["pieces"]
-        sizes = [len(group) for group in self._groups]
-        if [len(nodes) for nodes in self._nodes] != sizes or len(self._gaps) != len(self._spans):
-            raise ArchiveError("its index does not list what its tensors are in")
-        if len(self._names) < len(self._spans):
-            raise ArchiveError("two of its tensors have the same name")
-        self.size = _natural(self._skeleton_size) + sum(span.size for span in self._spans)
-        if self.size > limit:
-            raise ArchiveError(
-                f"it asks for {self.size} bytes, over the limit of {limit}; give a higher limit"
-            )
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -150,9 +123,8 @@ class Archive(Mapping[str, Tensor]):
         codecs: list[list[str]] = [[] for _ in self._spans]
         for group, nodes in zip(self._groups, self._nodes, strict=True):
             for piece, entry in zip(group, nodes, strict=True):
-                node = read_node(entry[0])
-                after[piece.tensor] += node.total
-                codecs[piece.tensor].append(str(node))
+                after[piece.tensor] += entry.node.total
+                codecs[piece.tensor].append(str(entry.node))
         return [
             Entry(s.name, s.dtype, s.shape, " ".join(dict.fromkeys(c)), s.size, total)
             for s, c, total in zip(self._spans, codecs, after, strict=True)
@@ -163,7 +135,6 @@ class Archive(Mapping[str, Tensor]):
         decoding = Decoding(self._reader.blob(SKELETON))
         try:
             found = decoding.bytes(self._skeleton, self._skeleton_size)
-            decoding.end()
         except ArchiveError as error:
             raise ArchiveError(f"{self._path}: what is in no tensor: {error}") from error
         return found
@@ -208,7 +179,15 @@ class Archive(Mapping[str, Tensor]):
             if self._groups[group][self._at].tensor > number:
                 break
             self._at += 1
-            yield next(self._open[1])
+            yield self._next(self._open[1])
+
+    def _next(self, decoded: Iterator[Decoded]) -> Decoded:
+        """The next piece of the open group; after an error it is open no more."""
+        try:
+            return next(decoded)
+        except ArchiveError:
+            self._open = None
+            raise
 
     def _in_parallel(self, wanted: Sequence[int]) -> Iterator[Decoded]:
         """The pieces of the groups in `wanted`, in order; one group is decoded on each core."""
@@ -224,18 +203,21 @@ class Archive(Mapping[str, Tensor]):
 
     def _decoded(self, group: int) -> Iterator[Decoded]:
         """The pieces of one group, each with its bytes."""
-        blob = self._reader.blobs.get(str(group))
-        decoding = Decoding(self._reader.blob(str(group)))
+        start = self._reader.blobs[str(group)].offset
+        names = [self._spans[self._groups[group][end].tensor].name for end in (0, -1)]
+        try:
+            decoding = Decoding(self._reader.blob(str(group)))
+        except ArchiveError as error:
+            held = " to ".join(repr(name) for name in dict.fromkeys(names))
+            raise ArchiveError(f"{error}; tensor {held} is in it") from error
         for piece, entry in zip(self._groups[group], self._nodes[group], strict=True):
             span = self._spans[piece.tensor]
             try:
                 yield piece, _checked(decoding, span, piece, entry)
             except ArchiveError as error:
-                at = 0 if blob is None else blob.offset + decoding.at
                 raise ArchiveError(
-                    f"{self._path}: tensor {span.name!r}, at byte {at}: {error}"
+                    f"{self._path}: tensor {span.name!r}, to byte {start + decoding.at}: {error}"
                 ) from error
-        decoding.end()
 
     def _tensor(self, span: Span, data: NDArray[np.uint8]) -> Tensor:
         kind = TORCH_TYPES.get(span.dtype, torch.uint8)
@@ -285,43 +267,13 @@ def unpack(
     return target
 
 
-def _checked(decoding: Decoding, span: Span, piece: Piece, entry: Any) -> NDArray[np.uint8]:
-    match entry:
-        case [node, *crc] if len(crc) <= 1:
-            pass
-        case _:
-            raise ArchiveError(f"{str(entry)[:60]!r} is not how a piece is stored")
+def _checked(decoding: Decoding, span: Span, piece: Piece, entry: Stored) -> NDArray[np.uint8]:
     dtype, shape = piece_shape(span, piece)
     if bytes_of(dtype, shape) != piece.size:
         raise ArchiveError(f"{dtype} {list(shape)} does not have {piece.size} bytes")
-    array = np.ascontiguousarray(decoding.array(read_node(node), dtype, shape))
+    array = np.ascontiguousarray(decoding.array(entry.node, dtype, shape))
     data = array.reshape(-1).view(np.uint8)
-    if crc and zlib.crc32(data.data) != crc[0]:
-        raise ArchiveError(
-            f"its bytes have CRC-32 {zlib.crc32(data.data)}, and {crc[0]} were packed"
-        )
+    found = zlib.crc32(data.data) if entry.crc32 is not None else None
+    if found != entry.crc32:
+        raise ArchiveError(f"its bytes have CRC-32 {found}, and {entry.crc32} were packed")
     return data
-
-
-def _span(name: Any, dtype: Any, shape: Any) -> Span:
-    if not isinstance(name, str) or dtype not in ITEM_SIZES or not isinstance(shape, list):
-        raise ArchiveError(f"its index lists {str([name, dtype, shape])[:60]}, which is no tensor")
-    count = math.prod(_natural(side) for side in shape)
-    return Span(name, dtype, tuple(shape), 0, count * ITEM_SIZES[dtype])
-
-
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ArchiveError(f"its index has {str(value)[:40]!r} where a size must be")
-    return value
-
-
-def _inflated(data: memoryview, size: int) -> bytes:
-    engine = zlib.decompressobj()
-    try:
-        text = engine.decompress(data, size + 1)
-    except zlib.error as error:
-        raise ArchiveError(f"its index cannot be inflated ({error})") from error
-    if len(text) != size or not engine.eof or engine.unused_data:
-        raise ArchiveError(f"its index does not have {size} bytes")
-    return text
