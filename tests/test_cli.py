@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from modelzip import cli
 from modelzip.errors import SettingError
+from modelzip.measure.machine import sha256
 from modelzip.report.record import read
 
 RECIPE = """
@@ -114,6 +115,17 @@ def test_a_run_is_verified_layer_by_layer(folder, finished):
     assert process.returncode == 0, err
     assert "identical on 360 samples" in out
     assert out.rstrip().endswith("PASS: the file computes what its model does, as reported")
+
+
+def test_a_run_is_bundled_for_others_to_read(modelzip, folder, finished):
+    status, out, err = modelzip("bundle", "runs/small", "-o", "small.tar.gz")
+    assert status == 0, err
+    assert out.startswith("small.tar.gz: model.onnx, recipe.yaml, report.json, report.md; ")
+    status, out, err = modelzip("unpack", "small.tar.gz")
+    assert (status, out) == (0, "small\n"), err
+    record = read(folder / "small")
+    assert record == read(finished)
+    assert record.hashes["model.onnx"] == sha256(folder / "small" / "model.onnx")
 
 
 def test_a_tampered_file_fails_verification_and_names_the_layer(folder, finished):

@@ -1,7 +1,8 @@
-"""`modelzip pack | list | test | unpack`, as subprocesses."""
+"""`modelzip pack | list | test | unpack | bundle`, as subprocesses."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modelzip.archive.pack import pack
 
-def modelzip(*arguments: object) -> subprocess.CompletedProcess[str]:
+
+def modelzip(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "modelzip", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 @pytest.fixture
@@ -38,6 +41,51 @@ def test_a_file_is_packed_listed_tested_and_unpacked(source: Path) -> None:
     (out := source.parent / "out").mkdir()
     assert modelzip("unpack", archive, "-o", out).returncode == 0
     assert (out / "model.safetensors").read_bytes() == source.read_bytes()
+
+
+@pytest.fixture
+def run(source: Path) -> Path:
+    """A folder with what a run leaves, as far as a bundle has it."""
+    (folder := source.parent / "digits").mkdir()
+    for name in ("recipe.yaml", "report.json", "report.md"):
+        (folder / name).write_text(name)
+    shutil.copy(source, folder / "model.onnx")
+    pack(source, folder / "model.mzip", codec="store")
+    return folder
+
+
+def test_a_run_is_bundled_listed_tested_and_unpacked(run: Path) -> None:
+    bundled = modelzip("bundle", run)
+    assert bundled.returncode == 0, bundled.stderr
+    path = run.with_name("digits.zip")
+    assert bundled.stdout.startswith(f"{path}: model.mzip, model.onnx, recipe.yaml, report.json, r")
+    assert "5 files of " in modelzip("list", path).stdout
+    assert modelzip("test", path).stdout == (
+        f"{path}: 5 files, all as they were bundled; "
+        "model.mzip unpacks to the bytes of model.onnx\n"
+    )
+    done = modelzip("unpack", path, "-o", run.with_name("out"))
+    assert done.stdout == f"{run.with_name('out')}\n"
+    for file in run.iterdir():
+        assert (run.with_name("out") / file.name).read_bytes() == file.read_bytes()
+    again = modelzip("unpack", path, "-o", run.with_name("out"))
+    assert again.returncode == 2
+    assert again.stderr.startswith(f"error: {run.with_name('out')}/model.mzip exists already; ")
+    shutil.rmtree(run)
+    here = modelzip("unpack", "digits.zip", cwd=run.parent)
+    assert here.returncode == 0, here.stderr
+    assert (run / "model.onnx").is_file()
+
+
+def test_a_bundle_of_what_is_no_run_is_refused_in_a_line(run: Path) -> None:
+    small = modelzip("bundle", run, "--without-onnx", "-o", run.with_name("small.tar"))
+    assert small.returncode == 0, small.stderr
+    assert "model.onnx" not in small.stdout
+    (run / "report.json").unlink()
+    done = modelzip("bundle", run)
+    assert done.returncode == 2
+    assert done.stderr == (f"error: {run} has no report.json; give the folder of a finished run\n")
+    assert not run.with_name("digits.zip").exists()
 
 
 def test_mistakes_are_told_in_a_line(source: Path) -> None:

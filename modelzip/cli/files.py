@@ -133,6 +133,6 @@ def test(archive: ArchivePath) -> None:
 
     Example: modelzip test digits.mzip
     """
-    from modelzip.report.archive import tested
+    from modelzip.report.archive import checked
 
-    typer.echo(tested(archive))
+    typer.echo(checked(archive))
