@@ -14,6 +14,7 @@ from modelzip.archive import codecs
 from modelzip.archive.floats import WIDTHS, to_planes
 from modelzip.archive.grid import find_grid
 from modelzip.archive.integers import lanes, static
+from modelzip.archive.integers.forms import MOST_AXES
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.nodes import INTEGER_TYPES, INTEGERS, Node
 from modelzip.archive.palette import find_palette
@@ -186,7 +187,8 @@ class Encoding:
 
 def _narrow(array: Array) -> Array | None:
     """The array if it is one for the context coder."""
-    return array if array.dtype.itemsize <= 2 and array.size else None
+    narrow = array.dtype.itemsize <= 2 and array.size and array.ndim <= MOST_AXES
+    return array if narrow else None
 
 
 def _contexts(arrays: Mapping[int, Array]) -> dict[int, Coded]:

@@ -108,7 +108,13 @@ class Archive(Mapping[str, Tensor]):
         ]
         one = len(found) == 1
         decoded = self._from_one(found[0], number) if one else self._in_parallel(found)
-        out = np.empty(self._spans[number].size, np.uint8)
+        size = self._spans[number].size
+        try:
+            out = np.empty(size, np.uint8)
+        except MemoryError as error:
+            raise ArchiveError(
+                f"{self._path}: there is no memory for the {size} bytes of tensor {name!r}"
+            ) from error
         at = 0
         for piece, data in decoded:
             if piece.tensor == number:
@@ -135,8 +141,9 @@ class Archive(Mapping[str, Tensor]):
         decoding = Decoding(self._reader.blob(SKELETON))
         try:
             found = decoding.bytes(self._skeleton, self._skeleton_size)
-        except ArchiveError as error:
-            raise ArchiveError(f"{self._path}: what is in no tensor: {error}") from error
+        except (ArchiveError, MemoryError) as error:
+            reason = str(error) or f"there is no memory for {self._skeleton_size} bytes"
+            raise ArchiveError(f"{self._path}: what is in no tensor: {reason}") from error
         return found
 
     def write(self, path: str | Path, *, progress: bool = False) -> None:

@@ -27,7 +27,7 @@ def listing(path: str | Path) -> str:
         size = archive.size
     rows = [
         (
-            entry.name,
+            entry.name if entry.name.isprintable() else ascii(entry.name),
             entry.dtype,
             "x".join(map(str, entry.shape)),
             entry.codec,
@@ -40,7 +40,7 @@ def listing(path: str | Path) -> str:
     whole = Path(path).stat().st_size
     return (
         f"{table(rows, _HEADERS)}\n\n{len(entries)} tensors; the file has {size:,} bytes, "
-        f"the archive {whole:,}: {whole / size:.3f}x"
+        f"the archive {whole:,}: {whole / max(1, size):.3f}x"
     )
 
 

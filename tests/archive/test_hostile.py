@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelzip.archive import choose, codecs, pack
+from modelzip.archive import choose, codecs, layout, pack
 from modelzip.archive.container import Reader, Writer
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.unpack import open_archive, unpack
@@ -468,6 +468,26 @@ def test_an_index_too_large_to_be_read_is_not_written(tmp_path: Path, monkeypatc
     monkeypatch.setattr(pack, "MAX_INDEX", 50)
     with pytest.raises(ArchiveError, match="cannot pack 1 tensors: their index has"):
         pack.pack({"w": torch.zeros(30)}, tmp_path / "a.mzip")
+
+
+def test_more_than_there_is_memory_for_is_refused(tmp_path: Path, bounded: None) -> None:
+    size = 1 << 31
+    head = b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little")  # RFC 8878: content of `size`
+    data = head.ljust(1 << 16, b"\0")
+    count = size // layout.PIECE
+    index = {
+        "kind": "safetensors",
+        "skeleton": [size, ["zstd", len(data)]],
+        "gaps": [0],
+        "tensors": [["w", "int8", [size]]],
+        "pieces": [[[["store", 0]]]] * count,
+    }
+    blobs = {**{str(number): b"" for number in range(count)}, "skeleton": data}
+    with open_archive(written(tmp_path / "a.mzip", Parts(index, blobs))) as archive:
+        with pytest.raises(ArchiveError, match="no memory for the 2147483648 bytes of tensor 'w'"):
+            archive["w"]
+        with pytest.raises(ArchiveError, match="in no tensor: there is no memory for 2147483648"):
+            archive.skeleton()
 
 
 def test_after_a_damaged_tensor_another_is_still_read(tmp_path: Path) -> None:

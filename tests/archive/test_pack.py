@@ -202,6 +202,14 @@ def test_what_asks_for_too_much_is_refused_before_it_is_made(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("codec", ["auto", "context"])
+def test_tensors_of_many_axes_come_back(codec: str, tmp_path: Path) -> None:
+    state = {"many": torch.arange(100, dtype=torch.int8).reshape([10, *[1] * 38, 10])}
+    pack(state, tmp_path / "a.mzip", codec=codec)
+    with open_archive(tmp_path / "a.mzip") as archive:
+        assert same(archive["many"], state["many"])
+
+
 def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a text")
     with pytest.raises(ArchiveError, match=r"cannot pack .*a\.txt"):
