@@ -41,13 +41,15 @@ def logits(outputs: Any, targets: Tensor | None = None) -> Tensor:
     return first.flatten(0, -2)
 
 
-def log_probabilities(outputs: Any, targets: Tensor | None = None) -> Tensor:
+def log_probabilities(
+    outputs: Any, targets: Tensor | None = None, *, temperature: float = TEMPERATURE
+) -> Tensor:
     """Log-probabilities of the `logits`, softened at a temperature of 3, in float64.
 
     >>> log_probabilities(torch.tensor([[0.0, 0.0]])).exp().tolist()
     [[0.5, 0.5]]
     """
-    return torch.log_softmax(logits(outputs, targets).double() / TEMPERATURE, dim=-1)
+    return torch.log_softmax(logits(outputs, targets).double() / temperature, dim=-1)
 
 
 @dataclass

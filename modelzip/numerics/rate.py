@@ -29,7 +29,7 @@ def rate_distortion_integers(
         weight: W, [rows, d].
         gram: sum of x x^T over the inputs x that the rounded weight will see, [d, d].
         step: of the grid, above 0; scales are multiples of step / 64 between half and twice of it.
-        price: of a bit, from 0; about 0.1 is what an even grid pays at high rates.
+        price: of a bit, from 0.
         cross: sum of y x^T, where W was meant to see y in place of x; `gram` where None.
 
     >>> weight = torch.tensor([[0.4, 3.1]])

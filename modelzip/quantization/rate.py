@@ -6,14 +6,15 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor, fx, nn
 
 from modelzip.core import surgery
-from modelzip.core.answers import Tally, log_probabilities
+from modelzip.core.answers import TEMPERATURE, Tally, log_probabilities
 from modelzip.core.base import Batch
-from modelzip.core.running import call, evaluating
+from modelzip.core.running import call, evaluating, tensors
 from modelzip.errors import SettingError
 from modelzip.numerics.rate import TOP, code_lengths, rate_distortion_integers
 from modelzip.quantization.blocks import BlockQuantizer
@@ -23,6 +24,7 @@ from modelzip.quantization.rounding import moments
 
 log = logging.getLogger(__name__)
 
+_SENSED = 256  # samples that sensitivities are measured on
 _LEVELS = 8  # of the largest |w|, where a layer's sensitivity is tried
 _LEAST = 1e-6  # nats: what a layer that cost nothing on these samples is taken to cost
 _MANTISSA = 8  # bits of a stored bias
@@ -48,8 +50,8 @@ class Rounding:
         self._layers = {name: graph.get_submodule(name) for name in layers}
         self._whole = 32 * sum(p.numel() for p in graph.parameters())
         with _unrounded(self._layers), evaluating(graph):
-            self._original = [log_probabilities(call(graph, b.inputs), b.targets) for b in batches]
-            self._curvature = curvatures(graph, self._layers, batches, self._original)
+            self._original = answers(graph, batches, temperature=1.0)
+            self._curvature = curvatures(graph, self._layers, _first(batches, _SENSED))
         self._before = {key: value.clone() for key, value in graph.state_dict().items()}
 
     def round(self, amount: float) -> tuple[float, float]:
@@ -57,7 +59,7 @@ class Rounding:
         self._graph.load_state_dict(self._before)
         steps = steps_for(self._layers, self._curvature, amount=amount)
         bits = quantize(self._graph, self._batches, steps, price=self._price)
-        kl = divergence(self._graph, self._batches, self._original)
+        kl = divergence(self._graph, self._batches, self._original, temperature=1.0)
         log.info("  %.4fx of the bytes at KL %.4f", bits / self._whole, kl)
         return bits / self._whole, kl
 
@@ -124,31 +126,49 @@ def curvatures(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Sequence[Batch],
-    original: Sequence[Tensor],
 ) -> dict[str, float]:
     """What a squared error of 1 in every weight of each layer alone costs, in nats, by name.
 
-    Measured by rounding its weights to an eighth of the largest.
+    Measured by rounding its weights to an eighth of the largest, on softened answers.
     """
     found = {}
+    original = answers(model, batches, temperature=TEMPERATURE)
     for name, layer in layers.items():
         weight = surgery.original_tensor(layer)
         before = weight.detach().clone()
         step = before.abs().max().clamp_min(1e-30) / _LEVELS
         weight.data.copy_((before / step).round() * step)
         error = float((weight.detach() - before).square().mean())
-        kl = divergence(model, batches, original)
+        kl = divergence(model, batches, original, temperature=TEMPERATURE)
         weight.data.copy_(before)
         found[name] = max(kl, _LEAST) / max(error, 1e-30)
     return found
 
 
-def divergence(model: nn.Module, batches: Sequence[Batch], original: Sequence[Tensor]) -> float:
-    """Mean Kullback-Leibler divergence from the `original` answers, softened, in nats."""
-    tally = Tally()
+def _first(batches: Sequence[Batch], samples: int) -> Sequence[Batch]:
+    """As many of the `batches` as have that many samples, and at least one."""
+    sizes = list(accumulate(len(next(tensors(batch.inputs))) for batch in batches))
+    return batches[: 1 + sum(size < samples for size in sizes)]
+
+
+def answers(model: nn.Module, batches: Sequence[Batch], *, temperature: float) -> list[Tensor]:
+    """Log-probabilities of what `model` answers, batch by batch."""
     with evaluating(model):
-        for batch, answers in zip(batches, original, strict=True):
-            tally.add(answers, log_probabilities(call(model, batch.inputs), batch.targets))
+        return [
+            log_probabilities(call(model, b.inputs), b.targets, temperature=temperature)
+            for b in batches
+        ]
+
+
+def divergence(
+    model: nn.Module, batches: Sequence[Batch], original: Sequence[Tensor], *, temperature: float
+) -> float:
+    """Mean Kullback-Leibler divergence from the `original` answers, in nats."""
+    tally = Tally()
+    for before, after in zip(
+        original, answers(model, batches, temperature=temperature), strict=True
+    ):
+        tally.add(before, after)
     return tally.kl
 
 
