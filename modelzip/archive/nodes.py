@@ -32,7 +32,7 @@ from modelzip.archive.floats import WIDTHS, from_planes
 from modelzip.archive.grid import Grid, from_grid
 from modelzip.archive.integers import lanes, static
 from modelzip.archive.integers.sparse import FORMS
-from modelzip.archive.palette import Palette, from_palette
+from modelzip.archive.palette import MOST, Palette, from_palette
 from modelzip.errors import ArchiveError
 
 Array = NDArray[Any]
@@ -164,7 +164,7 @@ def _planes(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) 
 def _palette(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
     match node:
         case Node(params=[int(length), str(kind)], parts=(table, integers)) if (
-            0 < length <= 1 << 16 and kind in ("int8", "int16") and dtype in WIDTHS
+            _is_count(length, MOST) and kind in ("int8", "int16") and dtype in WIDTHS
         ):
             entries = decoding.array(table, dtype, (length,))
             return from_palette(Palette(entries, decoding.array(integers, kind, shape)))
@@ -174,12 +174,16 @@ def _palette(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...])
 def _grid(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
     match node:
         case Node(params=[int(length), str(kind), axis, bool(below)], parts=(steps, integers)) if (
-            0 < length <= max([1, *shape]) and kind in ("int8", "int16") and dtype in _GRIDS
+            _is_count(length, max([1, *shape])) and kind in ("int8", "int16") and dtype in _GRIDS
         ):
             found = decoding.array(steps, dtype, (length,)).view(_GRIDS[dtype])
             grid = Grid(found, decoding.array(integers, kind, shape), axis, below)
             return from_grid(grid).view(numpy_type(dtype))
     raise ArchiveError(f"{str(node.to_json())[:80]} is no grid")
+
+
+def _is_count(value: Any, most: int, least: int = 1) -> bool:
+    return type(value) is int and least <= value <= most  # True is no 1
 
 
 def _sparse(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
@@ -191,7 +195,7 @@ def _sparse(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) 
         raise ArchiveError(f"{str(node.to_json())[:80]} is not {node.codec}")
     for part, described in zip(node.parts, params, strict=True):
         match described:
-            case [int(length), str(type_)] if 0 <= length <= most and type_ in _STREAMS:
+            case [int(length), str(type_)] if _is_count(length, most, 0) and type_ in _STREAMS:
                 streams.append(decoding.array(part, type_, (length,)))
             case _:
                 raise ArchiveError(f"{str(described)[:40]} describes no stream of {node.codec}")
