@@ -8,7 +8,7 @@ export MODELZIP_MODELS ?= $(if $(wildcard ../shared/models),$(abspath ../shared/
 # Two test processes on two cores: with more threads than cores, OpenMP spins instead of working.
 check test-slow: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check fuzz format clean
 
 demo: $(VENV)/.demo  ## train, compress and report on scikit-learn's digits
 	rm -rf runs/digits runs/digits.partial
@@ -26,6 +26,10 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -n 2
+
+fuzz: $(VENV)/.dev  ## what reads files of strangers, two minutes for each target
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python fuzz/archive.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
