@@ -18,21 +18,24 @@ from modelzip.archive.pack import pack
 from modelzip.archive.unpack import unpack
 from modelzip.core import surgery
 from modelzip.core.base import Pass, PassReport
+from modelzip.core.checks import ratio
 from modelzip.core.wrapped import refuse_wrapped
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
 from modelzip.errors import OutputError
 from modelzip.export.onnx import export_onnx
 from modelzip.measure.machine import describe, sha256
+from modelzip.passes.rate_quantize import RateQuantize
 from modelzip.recipe import loader, sources
 from modelzip.recipe.keep_float import Serving
-from modelzip.recipe.schema import Plan, Recipe
+from modelzip.recipe.schema import Archived, Measure, Plan, Recipe
 from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
 from modelzip.report.measurements import Deployed, compare, deployed
 from modelzip.report.record import FILE, Record, SensitivityRow, merge_layers, read
 from modelzip.report.render import markdown
+from modelzip.report.requirements import parse
 from modelzip.report.sensitivity import rank
 from modelzip.report.text import kilobytes
 from modelzip.report.verdict import judge
@@ -41,6 +44,9 @@ from modelzip.train.processes import Processes
 from modelzip.zoo import refuse_nan
 
 log = logging.getLogger(__name__)
+
+_TURNS = 3  # for a lossy archive: what is in no weight is known once it is there
+_NEAR = 0.01  # of a target
 
 
 def run(recipe: Recipe, *, out: str | Path, resume: bool = False, progress: bool = True) -> Record:
@@ -116,6 +122,57 @@ def compress(
     )
     copy = surgery.clone(model)
     return _carry_out(plan, copy, shop, train=None, out=out, resume=resume, progress=progress)
+
+
+def pack_lossy(
+    recipe: Recipe,
+    path: str | Path,
+    *,
+    size: str | None = None,
+    kl: float | None = None,
+    codec: str = "auto",
+    progress: bool = True,
+) -> Record:
+    """Pack the model of `recipe`, its weights rounded for that; the record of what it then is.
+
+    Only the recipe's model and data are used, not its steps: nothing is trained.
+
+    Args:
+        path: of the archive; what is there stays until it is whole.
+        size, kl: the target, one of them, as in `RateQuantize`.
+        codec, progress: as for `pack` and `run`.
+
+    Raises:
+        ModelzipError: as `run` does.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder, or in one that is not there")
+    target = None if size is None else ratio("size", size)
+    step = RateQuantize(size=size, kl=kl)
+    plan = recipe.model_copy(
+        update={
+            "archive": Archived(codec=codec),
+            "measure": Measure(runtimes=("onnxruntime",)),
+            "require": () if size is None else (parse("archive", size),),
+        }
+    )
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".modelzip-") as scratch:
+        for turn in range(_TURNS):
+            folder = Path(scratch) / str(turn) / path.stem
+            folder.parent.mkdir()
+            tried = plan.model_copy(update={"steps": (step,)})
+            record = run(tried, out=folder, progress=progress)
+            if record.passed or target is None:
+                break
+            found = (record.compressed.archive_bytes or 0) / record.baseline.size_bytes
+            left = ratio("size", step.size) - (found - target)  # for the weights, of all else
+            if left <= 0:
+                break
+            step = RateQuantize(size=f"{(1 - _NEAR) * left:.5g}x")
+            log.info("once more: the archive is over %s", size)
+        (folder / "model.mzip").replace(path)
+    return record
 
 
 def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from modelzip.archive.pack import pack
+from modelzip.runtime.session import load
 
 
 def modelzip(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -101,3 +103,56 @@ def test_mistakes_are_told_in_a_line(source: Path) -> None:
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
     assert not text.with_suffix(".mzip").exists()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (path := tmp_path / "small.yaml").write_text(
+        """
+        model: {build: "modelzip.zoo:digits_cnn", width: 8, train: {epochs: 2, lr: 0.1}}
+        data: {build: "modelzip.data:digits", batch_size: 64, calibration: 128}
+        steps: [int8]
+        """
+    )
+    return path
+
+
+def test_a_recipe_s_model_is_packed_with_loss_for_a_size(recipe: Path) -> None:
+    out = recipe.with_name("lossy.mzip")
+    packed = modelzip("pack", recipe, "--lossy", "size=0.2x", "-o", out)
+    assert packed.returncode == 0, packed.stderr
+    assert "archive     at most 0.2x" in packed.stdout
+    assert f"archive: {out}" in packed.stdout
+    onnx = recipe.with_name("lossy.onnx")
+    assert modelzip("unpack", out, "-o", onnx).returncode == 0
+    inputs = torch.rand(3, 1, 8, 8).numpy()
+    assert np.isfinite(load(onnx).run(inputs)[0]).all()
+    assert sorted(p.name for p in recipe.parent.iterdir()) == [
+        *("lossy.mzip", "lossy.onnx", "small.yaml")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("size=0.001x", "size=0.001x is out of reach: 0."),
+        ("size=12", "size must be a ratio to the original such as 0.4x, got '12'"),
+        ("kl=low", "--lossy takes size=0.06x or kl=0.05, got 'kl=low'"),
+        ("0.06x", "--lossy takes size=0.06x or kl=0.05, got '0.06x'"),
+    ],
+)
+def test_targets_that_cannot_be_met_are_refused(recipe: Path, target: str, message: str) -> None:
+    out = recipe.with_name("small.mzip")
+    out.write_bytes(b"whole")
+    packed = modelzip("pack", recipe, "--lossy", target)
+    assert packed.returncode == 2
+    assert message in packed.stderr
+    assert out.read_bytes() == b"whole"
+
+
+def test_a_loss_is_not_measured_without_data(source: Path) -> None:
+    packed = modelzip("pack", source, "--lossy", "kl=0.05")
+    assert packed.returncode == 2
+    assert "give a recipe (.yaml), which names a model and its data" in packed.stderr
+    packed = modelzip("pack", source.with_name("a.yaml"), "--lossy", "kl=0.05", "-o", "no/a.mzip")
+    assert packed.returncode == 2

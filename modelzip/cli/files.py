@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from modelzip.cli.app import app
+from modelzip.cli.app import app, log_to_stderr
+from modelzip.errors import SettingError
 
 ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="An archive or a bundle.")]
 
@@ -46,18 +47,35 @@ def measure(
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An ONNX model, a checkpoint, or a state_dict.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="An ONNX model, a checkpoint, or a state_dict; with --lossy, a recipe.",
+        ),
     ],
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", "-o", help="The archive. [default: FILE, ending in .mzip]"),
     ] = None,
     codec: Annotated[str, typer.Option(help="auto, or one for all tensors.")] = "auto",
+    lossy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="TARGET",
+            help="size=0.06x or kl=0.05: round the weights of a recipe's model for it.",
+        ),
+    ] = None,
 ) -> None:
     """Store FILE as small as its bytes allow; unpack gives the same bytes back.
 
+    With --lossy, FILE is a recipe, whose model and data are used and no steps: what each layer is
+    worth is measured, nothing is trained, and a report on the model that unpacks is printed.
+
     Example: modelzip pack runs/digits/model.onnx -o digits.mzip
     """
+    if lossy is not None:
+        _pack_lossy(source, out or source.with_suffix(".mzip"), lossy, codec)
+        return
     from modelzip.archive.pack import pack as pack_file
 
     found = pack_file(source, out or source.with_suffix(".mzip"), codec=codec, progress=True)
@@ -65,6 +83,32 @@ def pack(
         f"{found.path}: {found.after / 1000:.1f} KB of {found.before / 1000:.1f} KB, "
         f"{found.ratio:.3f}x"
     )
+
+
+def _pack_lossy(source: Path, out: Path, target: str, codec: str) -> None:
+    name, _, value = target.partition("=")
+    try:
+        kl = float(value) if name == "kl" else None
+    except ValueError:
+        name = ""
+    if name not in ("size", "kl"):
+        raise SettingError(f"--lossy takes size=0.06x or kl=0.05, got {target!r}")
+    if source.suffix not in (".yaml", ".yml"):
+        raise SettingError(
+            f"{source}: --lossy measures what weights are worth, on data; give a recipe (.yaml), "
+            "which names a model and its data"
+        )
+    from modelzip.recipe.loader import load
+
+    recipe = load(source)
+    from modelzip.report.render import terminal
+    from modelzip.run import pack_lossy
+
+    log_to_stderr()
+    record = pack_lossy(recipe, out, size=value if kl is None else None, kl=kl, codec=codec)
+    typer.echo(terminal(record))
+    typer.echo(f"\narchive: {out}")
+    raise typer.Exit(0 if record.passed else 1)
 
 
 @app.command()
