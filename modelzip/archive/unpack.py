@@ -6,6 +6,7 @@ import math
 import os
 import secrets
 import zlib
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -179,7 +180,7 @@ class Archive(Mapping[str, Tensor]):
 
     def _from_one(self, group: int, number: int) -> Iterator[Decoded]:
         """The pieces of one group to the last of tensor `number`, from where it was left."""
-        first = next(at for at, p in enumerate(self._groups[group]) if p.tensor == number)
+        first = bisect_left(self._groups[group], number, key=lambda piece: piece.tensor)
         if self._open is None or self._open[0] != group or self._at > first:
             self._open, self._at = (group, self._decoded(group)), 0
         while self._at < len(self._groups[group]):

@@ -493,6 +493,22 @@ def test_more_than_there_is_memory_for_is_refused(tmp_path: Path, bounded: None)
             archive.skeleton()
 
 
+def test_many_tensors_take_no_time_that_grows_with_their_square(tmp_path: Path) -> None:
+    count = 20_000
+    index = {
+        "kind": "safetensors",
+        "skeleton": [0, ["store", 0]],
+        "gaps": [0] * count,
+        "tensors": [[str(number), "int8", [0]] for number in range(count)],
+        "pieces": [[[["store", 0]]] * count],
+    }
+    path = written(tmp_path / "a.mzip", Parts(index, {"0": b"", "skeleton": b""}))
+    began = time.process_time()
+    with open_archive(path) as archive:
+        assert len(list(archive.values())) == count
+    assert time.process_time() - began < 5 * SECONDS
+
+
 def test_after_a_damaged_tensor_another_is_still_read(tmp_path: Path) -> None:
     parts = changed("store", "pieces", 0, 1, to=[["store", 2304], 5])
     parts.index["tensors"][1][0] = "damaged"

@@ -32,6 +32,7 @@ BITS = 14
 START = 1 << 16
 PER_LANE = 1024
 MOST_LANES = 8192
+FEW_LANES = 16
 GROUP = 1 << 18
 WORD = np.uint32(16)
 States = NDArray[np.uint32]
@@ -108,6 +109,8 @@ def _decode(
     inside = np.arange(1 << BITS, dtype=np.uint32) - starts[entry]
     steps = frequencies[entry] << WORD | inside  # both of a slot, in one look
     kinds = kinds[entry]
+    if len(states) < FEW_LANES:
+        return kinds[_slots_of_few(states.tolist(), words.tolist(), steps.tolist(), size)]
     out = np.empty(size, kinds.dtype)
     slots = np.empty(min(size, max(GROUP, len(states))), np.uint16)
     used = 0
@@ -117,9 +120,35 @@ def _decode(
             row = part[at : at + len(states)]
             used = _advance(states[: row.size], row, steps, words, used)
         out[first : first + part.size] = kinds[part]
-    if used < words.size or (states != START).any():
-        raise ArchiveError(f"data is left after {size} integers, or was wrong")
+    _check_end(used, words.size, not (states != START).any(), size)
     return out
+
+
+def _slots_of_few(
+    lanes: list[int], words: list[int], steps: list[int], size: int
+) -> NDArray[np.uint16]:
+    """The slot of each integer, one after another: for few lanes numpy would take far longer."""
+    slots, count, used = [], len(lanes), 0
+    words += [0] * size  # as many as there may be needed
+    for at in range(size):
+        state = lanes[at % count]
+        slot = state & (1 << BITS) - 1
+        slots.append(slot)
+        step = steps[slot]
+        state = (step >> 16) * (state >> BITS) + (step & START - 1)
+        if state < START:
+            state = state << 16 | words[used]
+            used += 1
+        lanes[at % count] = state
+    _check_end(used, len(words) - size, all(state == START for state in lanes), size)
+    return np.array(slots, np.uint16)
+
+
+def _check_end(used: int, words: int, whole: bool, size: int) -> None:
+    if used > words:
+        raise ArchiveError(f"more than its {words} words are needed")
+    if used < words or not whole:
+        raise ArchiveError(f"data is left after {size} integers, or was wrong")
 
 
 def _advance(
