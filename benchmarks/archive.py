@@ -2,12 +2,19 @@
 
     python benchmarks/archive.py integers      bits of quantized weights by each codec, a minute
     python benchmarks/archive.py floats        float32, bfloat16 and float16, and zipnn where it is
+    python benchmarks/archive.py lossy         ResNet-56 in fewer bytes, not trained, 15 minutes
+    python benchmarks/archive.py memory        1 GB packed and unpacked: how much memory it takes
 
 integers: all weights of ResNet-56 (CIFAR-10), symmetric with a scale for each output channel from
 its largest magnitude: 8 bits, 4 bits, and 8 bits with the 90 % of weights of least magnitude zero.
 floats: the same weights as they are, drawn 24 MB of, with the seed 0. Sizes are of whole archives,
-every one of which is decoded and compared; speed is the best of three on one thread. Needs the
-weights (see MODELZIP_MODELS in the README), `pip install modelzip[archive]`, and for its row zipnn.
+every one of which is decoded and compared; speed is the best of three, on all cores for archives.
+lossy: ResNet-56 (CIFAR-10), rate_quantize for two sizes, on 512 images of train, beside NNCodec by
+its own step for all weights and batch norms folded before; each decoded, run on all test images.
+memory: a state_dict of 937 MB whose largest tensor has 131; the most that is resident while it is
+packed and unpacked, less what is before. Needs the weights (see MODELZIP_MODELS in the README),
+`pip install modelzip[archive]`, for its row zipnn, and for NNCodec's rows an environment of its own
+(see nncodec_peer.py), whose python is given as --nncodec.
 """
 
 from __future__ import annotations
@@ -15,23 +22,54 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 from torch import Tensor
 
 import modelzip as mz
 from modelzip.archive import choose, codecs
 from modelzip.archive.integers import context, lanes, static
+from modelzip.core.base import Context
+from modelzip.core.graph import trace
+from modelzip.data import cifar10, loader
+from modelzip.data.checking import calibration_batches
+from modelzip.measure.accuracy import Predictions, accuracy, kl_divergence, predict
 from modelzip.measure.machine import describe
+from modelzip.quantization.folding import fold_norms
+from modelzip.runtime.session import load
+from modelzip.zoo import load_weights, resnet56
 
 TIMES = 3
+SIZES = ("0.0535x", "0.045x")
+QPS = (-24, -20, -18)
+MATRICES = {
+    **dict.fromkeys(("query", "key", "value", "out"), (1024, 1024)),
+    **{"up": (2048, 1024), "down": (1024, 2048)},
+}
+WATCHED = """
+import sys, tempfile, time, numpy as np, modelzip as mz
+def status(key):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) / 1e3
+work, source = sys.argv[1:]
+with tempfile.TemporaryDirectory() as warm:
+    mz.pack({"w": np.random.randn(300, 400), "v": np.arange(9000) % 9}, warm + "/a.mzip")
+    mz.unpack(warm + "/a.mzip", warm + "/a.safetensors")
+open("/proc/self/clear_refs", "w").write("5")
+before, start = status("VmRSS"), time.perf_counter()
+archive = source + ".mzip"
+mz.pack(source, archive) if work == "pack" else mz.unpack(archive, archive + ".out")
+print(status("VmHWM") - before, time.perf_counter() - start)
+"""
 
 
 def weights() -> dict[str, Tensor]:
@@ -69,19 +107,27 @@ def packed(state: dict[str, Tensor], codec: str, folder: Path) -> int:
     return path.stat().st_size
 
 
-def integers() -> None:
-    state = weights()
-    count = sum(w.numel() for w in state.values())
+def integers(nncodec: str | None) -> None:
+    trained = weights()
+    count = sum(w.numel() for w in trained.values())
     sets = {
-        "int8": quantized(state, bits=8),
-        "4 bit": quantized(state, bits=4),
-        "int8, 90 % zeros": quantized(state, bits=8, zeros=0.9),
+        "int8": quantized(trained, bits=8),
+        "4 bit": quantized(trained, bits=4),
+        "int8, 90 % zeros": quantized(trained, bits=8, zeros=0.9),
     }
     with tempfile.TemporaryDirectory() as scratch:
         rows = []
         for codec in (choose.AUTO, *choose.INTEGERS, *codecs.NAMES):
             sizes = [packed(tensors, codec, Path(scratch)) for tensors in sets.values()]
             rows.append([codec, *(f"{8 * size / count:.3f}" for size in sizes)])
+        peers = []
+        for tensors in sets.values():
+            state = {n: t.numpy() for n, t in tensors.items()}
+            found = by_nncodec(nncodec, state, 0, Path(scratch))
+            if not isinstance(found, str) and any((found[1][n] != state[n]).any() for n in state):
+                raise AssertionError("NNCodec does not give the same weights back")
+            peers.append(found if isinstance(found, str) else f"{8 * found[0] / count:.3f}")
+        rows.append(["NNCodec", *peers])
     print(tabulate(rows, headers=["bits a weight", *sets], tablefmt="github"))
     print(f"\n{count:,} weights, archives whole; entropy coders alone, millions a second:\n")
     arrays = [w.numpy() for w in sets["int8"].values()]
@@ -145,13 +191,109 @@ def zipnn(tensor: Tensor, size: int) -> list[str]:
     return [f"{100 * len(coded) / size:.2f} %", f"{speed:.0f}"]
 
 
+def lossy(nncodec: str | None) -> None:
+    splits = cifar10(augment=False)
+    model = resnet56().eval()
+    load_weights(model, f"{os.environ.get('MODELZIP_MODELS', '.')}/resnet56_cifar10.safetensors")
+    calibration = calibration_batches(splits, samples=512, batch_size=128, seed=0)
+    x = calibration[0][0][:2]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        whole = mz.export_onnx(model, x, folder / "float.onnx")
+        float_ = predict(load(whole), loader(splits.test, batch_size=500))
+        rows = [row("float32", whole.stat().st_size, whole.stat().st_size, float_, float_)]
+        print(tabulate(rows[-1:], tablefmt="plain"), flush=True)
+
+        def add(name: str, size: int, file: Path) -> None:
+            found = predict(load(file), loader(splits.test, batch_size=500))
+            rows.append(row(name, size, whole.stat().st_size, found, float_))
+            print(tabulate(rows[-1:], tablefmt="plain"), flush=True)
+
+        for size in SIZES:
+            step = mz.RateQuantize(size=size)
+            small = mz.prepare(model, [step], example_inputs=x, calibration=calibration).convert()
+            packed = mz.pack(mz.export_onnx(small, x, folder / "small.onnx"), folder / "small.mzip")
+            add(
+                f"rate_quantize {size}", packed.after, mz.unpack(packed.path, folder / "again.onnx")
+            )
+        folded = trace(model, Context(example_inputs=x))
+        fold_norms(folded)
+        state = {n: p.detach().numpy() for n, p in folded.named_parameters()}
+        for qp in QPS:
+            found = by_nncodec(nncodec, state, qp, folder)
+            if isinstance(found, str):
+                rows.append([f"NNCodec, {found}"])
+                break
+            folded.load_state_dict({n: torch.from_numpy(a) for n, a in found[1].items()})
+            coded = mz.export_onnx(folded, x, folder / "coded.onnx")
+            add(f"NNCodec, qp {qp}", found[0], coded)
+    headers = ["ResNet-56, 10,000 images", "KB", "ratio", "top-1", "95 %", "KL"]
+    print("\n" + tabulate(rows, headers=headers, tablefmt="github"))
+
+
+def row(name: str, size: int, whole: int, found: Predictions, float_: Predictions) -> list[str]:
+    right = accuracy(found)
+    top1, low, high = (f"{100 * v:.2f}" for v in (right.top1, right.low, right.high))
+    kl = kl_divergence(float_.outputs, found.outputs)
+    times = f"{whole / size:.1f}x"
+    return [name, f"{size / 1000:.1f}", times, f"{top1} %", f"{low} to {high}", f"{kl:.4f}"]
+
+
+def by_nncodec(
+    python: str | None, state: Mapping[str, Any], qp: int, folder: Path
+) -> tuple[int, dict[str, Any]] | str:
+    """Bytes and arrays that come back, or why there are none."""
+    if python is None:
+        return "skipped: no --nncodec"
+    np.savez(folder / "in.npz", **state)
+    script = Path(__file__).with_name("nncodec_peer.py")
+    command = [python, str(script), str(folder / "in.npz"), str(folder / "out.npz"), str(qp)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return f"skipped: {done.stderr.strip().splitlines()[-1]}"
+    return int(done.stdout.split()[-1]), dict(np.load(folder / "out.npz"))
+
+
+def memory() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {"embedding": torch.randn(32000, 1024, generator=generator)}
+    for layer in range(24):
+        for name, (rows, columns) in MATRICES.items():
+            state[f"{layer}.{name}"] = torch.randn(rows, columns, generator=generator)
+            state[f"{layer}.{name}.bias"] = torch.randn(rows, generator=generator)
+    table = []
+    with tempfile.TemporaryDirectory() as scratch:
+        save_file(state, f"{scratch}/a.safetensors")
+        torch.save(state, f"{scratch}/a.pt")
+        total, largest = (f(t.nbytes for t in state.values()) / 1e6 for f in (sum, max))
+        for source in ("a.safetensors", "a.pt"):
+            for work in ("pack", "unpack"):
+                command = [sys.executable, "-c", WATCHED, work, f"{scratch}/{source}"]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                above, seconds = map(float, done.stdout.split())
+                ratio = f"{above / largest:.2f}x"
+                table.append([work, source, f"{above:.0f}", ratio, f"{total / seconds:.0f}"])
+    headers = [f"{total:.0f} MB", "file", "MB above", f"of the largest, {largest:.0f}", "MB/s"]
+    print(tabulate(table, headers=headers, tablefmt="github"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["integers", "floats"])
+    parser.add_argument("part", choices=["integers", "floats", "lossy", "memory"])
+    parser.add_argument("--nncodec", metavar="PYTHON", help="of an environment that has NNCodec")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     machine = describe()
-    print(f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.isa)}, 1 thread\n")
-    {"integers": integers, "floats": floats}[parser.parse_args().part]()
+    print(f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.isa)}, 1 thread of torch\n")
+    match given.part:
+        case "integers":
+            integers(given.nncodec)
+        case "floats":
+            floats()
+        case "lossy":
+            lossy(given.nncodec)
+        case "memory":
+            memory()
 
 
 if __name__ == "__main__":
