@@ -51,7 +51,7 @@ from modelzip.zoo import load_weights, resnet56
 
 TIMES = 3
 SIZES = ("0.0535x", "0.045x")
-QPS = (-24, -20, -18)
+QPS = (-28, -26, -24)
 MATRICES = {
     **dict.fromkeys(("query", "key", "value", "out"), (1024, 1024)),
     **{"up": (2048, 1024), "down": (1024, 2048)},

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip.archive import codecs
+from modelzip.archive import codecs, nibbles
 from modelzip.archive.floats import WIDTHS, to_planes
 from modelzip.archive.grid import find_grid
 from modelzip.archive.integers import lanes, static
@@ -74,7 +74,7 @@ class Encoding:
     def arrays(self, given: Sequence[tuple[Array, str]]) -> list[Coded]:
         """Arrays of integers, or of the bits of floats, with the types they stand for."""
         if self._bytes_alone:
-            return [_by_codec(array, self._codec) for array, _ in given]
+            return [_by_codec(_as_stored(array, dtype), self._codec) for array, dtype in given]
         choices = [self._choice(array, dtype) for array, dtype in given]
         found = [choice.coded for choice in choices]
         if self._codec in (AUTO, "context"):
@@ -109,10 +109,23 @@ class Encoding:
     def _choice(self, array: Array, dtype: str) -> _Choice:
         if dtype in INTEGER_TYPES:
             return _Choice(self._integers(array), _narrow(array))
+        if dtype in nibbles.TYPES:
+            return self._halves(array, dtype)
         found = [_Choice(self._planes(array, dtype))]
         if array.nbytes > _TINY:
             found += self._of_few_values(array, dtype)
         return min(found, key=lambda choice: choice.coded.size)
+
+    def _halves(self, array: Array, dtype: str) -> _Choice:
+        """Integers of 4 bits: the bytes they are stored in, or one by one."""
+
+        def around(coded: Coded) -> Coded:
+            params = [dtype, list(array.shape)]
+            return Coded(Node("nibbles", params=params, parts=(coded.node,)), coded.data)
+
+        whole = [] if self._codec != AUTO else [_bytes(_as_stored(array, dtype), thorough=True)]
+        found = min([*whole, around(self._integers(array))], key=lambda coded: coded.size)
+        return _Choice(found, _narrow(array), around)
 
     def _integers(self, array: Array) -> Coded:
         found = _by_lanes(array) if self._codec == "lanes" else _by_static(array)
@@ -183,6 +196,10 @@ class Encoding:
             return Coded(node, (*table.data, *coded.data))
 
         return _Choice(around(self._integers(integers)), _narrow(integers), around)
+
+
+def _as_stored(array: Array, dtype: str) -> Array:
+    return nibbles.to_bytes(array) if dtype in nibbles.TYPES else array
 
 
 def _narrow(array: Array) -> Array | None:

@@ -5,7 +5,6 @@ Nothing is decoded here, and no more memory taken than the index asks for with i
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from modelzip.archive.header import is_text, parse_json
 from modelzip.archive.layout import Piece, groups
 from modelzip.archive.nodes import Node, read_node
 from modelzip.archive.pack import INDEX, MAX_INDEX, SKELETON
-from modelzip.archive.spans import ITEM_SIZES, Span, is_countable
+from modelzip.archive.spans import ITEM_BITS, Span, byte_size, is_countable
 from modelzip.errors import ArchiveError
 
 KINDS = {"onnx": ".onnx", "safetensors": ".safetensors"}
@@ -90,14 +89,14 @@ def _inflated(reader: Reader, limit: int) -> Any:
 
 def _span(entry: Any) -> Span:
     match entry:
-        case [str(name), str(dtype), list(shape)] if dtype in ITEM_SIZES and is_text(name):
+        case [str(name), str(dtype), list(shape)] if dtype in ITEM_BITS and is_text(name):
             pass
         case _:
             raise ArchiveError(f"its index lists {str(entry)[:60]!r}, which is no tensor")
     sides = tuple(_natural(side) for side in shape)
     if not is_countable(sides):
         raise ArchiveError(f"tensor {name[:100]!r} has too large a shape: {str(shape)[:60]}")
-    return Span(name, dtype, sides, 0, math.prod(sides) * ITEM_SIZES[dtype])
+    return Span(name, dtype, sides, 0, byte_size(dtype, sides))
 
 
 def _stored(

@@ -9,6 +9,8 @@ what is made of others, [form, [nodes], params]. Data come in the order in which
 - grid: the steps, then the integers, as grid.py has them; `params` are the number of steps, the
   integers' type, the axis and whether there are zeros below 0.
 - zero_runs, bitmap, csr: streams as sparse.py has them; `params` are the length and type of each.
+- nibbles: integers of 4 bits, as nibbles.py has them; `params` are "int4" or "uint4", and a shape.
+  Never inside of another form.
 - pieces: parts of the array's first axis in order; `params` are how many rows each has.
 
 Forms are nested at most 6 deep, and none of the sparse ones is inside another: else a few bytes
@@ -27,12 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip.archive import codecs
+from modelzip.archive import codecs, nibbles
 from modelzip.archive.floats import WIDTHS, from_planes
 from modelzip.archive.grid import Grid, from_grid
 from modelzip.archive.integers import lanes, static
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.palette import MOST, Palette, from_palette
+from modelzip.archive.spans import byte_size, is_countable
 from modelzip.errors import ArchiveError
 
 Array = NDArray[Any]
@@ -75,7 +78,7 @@ def read_node(data: Any, depth: int = 0, *, sparse: bool = False) -> Node:
         case [str(form), list(parts), *params] if len(params) <= 1 and parts:
             if form not in _READERS:
                 raise ArchiveError(f"an array is made of parts in no such form: {form[:40]!r}")
-            if depth == MAX_DEPTH or (sparse and form in FORMS):
+            if depth == MAX_DEPTH or (sparse and form in FORMS) or (depth and form == "nibbles"):
                 raise ArchiveError(f"{form} is inside of too many forms")
             inside = sparse or form in FORMS
             inner = tuple(read_node(part, depth + 1, sparse=inside) for part in parts)
@@ -217,12 +220,26 @@ def _pieces(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) 
     return out
 
 
+def _nibbles(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    match node:
+        case Node(params=[str(kind), list(sides)], parts=(part,)) if (
+            dtype == "uint8"
+            and kind in nibbles.TYPES
+            and all(type(side) is int and side >= 0 for side in sides)
+            and is_countable(sides)
+            and shape == (byte_size(kind, sides),)
+        ):
+            return nibbles.to_bytes(decoding.array(part, nibbles.TYPES[kind].name, tuple(sides)))
+    raise ArchiveError(f"{str(node.to_json())[:80]} are no nibbles of {dtype} {list(shape)[:4]}")
+
+
 _GRIDS = {"float32": "<f4", "float64": "<f8"}
 _STREAMS = INTEGER_TYPES
 _READERS: dict[str, Callable[[Decoding, Node, str, tuple[int, ...]], Array]] = {
     "planes": _planes,
     "palette": _palette,
     "grid": _grid,
+    "nibbles": _nibbles,
     "pieces": _pieces,
     **dict.fromkeys(FORMS, _sparse),
 }

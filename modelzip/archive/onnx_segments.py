@@ -33,7 +33,7 @@ CHILDREN = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 FLOAT, DOUBLE = 1, 11
-DTYPES = {  # TensorProto.DataType; what is not here (INT4, FLOAT4E2M1, ...) has no whole bytes
+DTYPES = {  # TensorProto.DataType; what is not here (FLOAT4E2M1, INT2, ...) is plain bytes
     FLOAT: "float32",
     2: "uint8",
     3: "int8",
@@ -50,6 +50,8 @@ DTYPES = {  # TensorProto.DataType; what is not here (INT4, FLOAT4E2M1, ...) has
     15: "complex128",
     16: "bfloat16",
     **dict.fromkeys((17, 18, 19, 20, 24), "uint8"),  # the float8 types
+    21: "uint4",
+    22: "int4",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from modelzip.archive import choose
+from modelzip.archive import choose, nibbles
 from modelzip.archive.choose import AUTO, Coded, Encoding
 from modelzip.archive.container import Writer
 from modelzip.archive.layout import Piece, groups, piece_shape
@@ -167,6 +167,11 @@ def _encode(parts: Parts, group: Sequence[Piece], codec: str) -> list[tuple[Code
         dtype, shape = piece_shape(span, piece)
         row = piece.size // piece.rows if piece.rows else 0
         data = parts.data(span)[piece.first * row : piece.first * row + piece.size]
-        given.append((np.frombuffer(data, numpy_type(dtype)).reshape(shape), dtype))
+        array = np.frombuffer(data, numpy_type(dtype)).reshape(shape)
+        if span.dtype in nibbles.TYPES and piece.size == span.size:
+            halves = nibbles.from_bytes(array, span.dtype, span.shape)
+            if np.array_equal(nibbles.to_bytes(halves), array):
+                array, dtype = halves, span.dtype
+        given.append((array, dtype))
         sums.append(zlib.crc32(data))
     return list(zip(Encoding(codec).arrays(given), sums, strict=True))

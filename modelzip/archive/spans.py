@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ITEM_SIZES = {
-    **dict.fromkeys(("bool", "int8", "uint8"), 1),
-    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
-    **dict.fromkeys(("int32", "uint32", "float32"), 4),
-    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
-    "complex128": 16,
+ITEM_BITS = {
+    **dict.fromkeys(("int4", "uint4"), 4),
+    **dict.fromkeys(("bool", "int8", "uint8"), 8),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 16),
+    **dict.fromkeys(("int32", "uint32", "float32"), 32),
+    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 64),
+    "complex128": 128,
 }
 MAX_NAME = 200
 MAX_DIMS = 64
@@ -22,8 +23,8 @@ MOST_VALUES = 1 << 59  # of 16 bytes: what sizes of 64 bits can count, zeros asi
 class Span:
     """A tensor's bytes in a file: little-endian, row by row, `size` of them from `offset` on.
 
-    `dtype` is a name of numpy's, or "bfloat16". Types of other widths are "uint8", and so are
-    bytes that are not as many as type and shape ask for.
+    `dtype` is a name of numpy's, "bfloat16", "int4" or "uint4". Types of other widths are "uint8",
+    and so are bytes that are not as many as type and shape ask for.
     """
 
     name: str
@@ -41,12 +42,21 @@ def span(name: str, dtype: str | None, shape: Sequence[int], *, offset: int, siz
     >>> span("w", None, [2, 3], offset=40, size=3)
     Span(name='w', dtype='uint8', shape=(3,), offset=40, size=3)
     """
-    fits = dtype is not None and math.prod(shape) * ITEM_SIZES[dtype] == size
+    fits = dtype is not None and byte_size(dtype, shape) == size
     fits = fits and is_countable(shape)
     if dtype is None or not fits:
         dtype, shape = "uint8", (size,)
     name = name[:MAX_NAME].encode(errors="replace").decode()  # no half of a surrogate pair
     return Span(name, dtype, tuple(shape), offset, size)
+
+
+def byte_size(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor; the last may be half full.
+
+    >>> byte_size("int4", [3, 3])
+    5
+    """
+    return -(-math.prod(shape) * ITEM_BITS[dtype] // 8)
 
 
 def is_countable(shape: Sequence[int]) -> bool:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from modelzip.archive import nibbles
 from modelzip.archive.container import Reader
 from modelzip.archive.index import KINDS, Stored, read_index
 from modelzip.archive.layout import Piece, bytes_of, piece_shape
@@ -58,7 +59,7 @@ class Entry:
 
 
 class Archive(Mapping[str, Tensor]):
-    """An archive's tensors by name, each decoded when it is asked for.
+    """An archive's tensors by name, each decoded when it is asked for; int4 as int8.
 
     Reading one reads its blob, of about 4 MB, or 16 MB of a large tensor. Tensors of less than 64
     bytes are not listed.
@@ -228,6 +229,8 @@ class Archive(Mapping[str, Tensor]):
                 ) from error
 
     def _tensor(self, span: Span, data: NDArray[np.uint8]) -> Tensor:
+        if span.dtype in nibbles.TYPES:
+            return torch.from_numpy(nibbles.from_bytes(data, span.dtype, span.shape))
         kind = TORCH_TYPES.get(span.dtype, torch.uint8)
         return torch.from_numpy(data).view(kind).reshape(span.shape)
 

@@ -1,9 +1,10 @@
 """Integer weights stored in the bits they have, and unpacked when a runtime loads the file.
 
-Four bits are the INT4 of ONNX. Others are digits of words: k values v = sum over planes p of
-base**p * digit_p, where word p holds digit_p of all k, base**i * digit_i summed up. Operators that
-every runtime knows take them apart, Cast, Div, Mod and MatMul, and a Gather from a table gives the
-int8 weight. All inputs are constant, so runtimes compute it once and then see an int8 weight.
+Four bits are the INT4 of ONNX, in the weight's own shape. Others are digits of words: k values
+v = sum over planes p of base**p * digit_p, where word p holds digit_p of all k, base**i * digit_i
+summed up. Operators that every runtime knows take them apart, Cast, Div, Mod and MatMul, and a
+Gather from a table gives the int8 weight. All inputs are constant, so runtimes compute it once and
+then see an int8 weight.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ def pack(proto: onnx.ModelProto, bits: Mapping[str, int]) -> None:
         else:
             groups.setdefault((narrow, step), []).append((tensor.name, weight // step))
     for (narrow, step), weights in groups.items():
+        if narrow == 4:
+            for name, values in weights:
+                _write_int4(graph, name, values, step)
+            continue
         for part in _parts(weights):
             _write(graph, part, narrow, step)
     nodes = [*graph.nodes, *proto.graph.node]
@@ -91,23 +96,30 @@ def _parts(weights: list[_Weight]) -> Iterator[list[_Weight]]:
     yield part
 
 
+def _write_int4(graph: Graph, name: str, values: Array, step: int) -> None:
+    """Store a weight as INT4, and add the operators that unpack it."""
+    index = graph.node("Cast", graph.constant(values.astype(int4)), to=onnx.TensorProto.INT32)
+    table = np.roll(np.arange(-8, 8), 8)  # an index below 0 counts from the end
+    graph.node("Gather", graph.constant(_steps(table, step)), index)
+    graph.nodes[-1].output[0] = name
+
+
+def _steps(table: Array, step: int) -> Array:
+    found: Array = (table * step).clip(-128, 127).astype(np.int8)  # -8 * 16 alone is out of range
+    return found
+
+
 def _write(graph: Graph, weights: list[_Weight], bits: int, step: int) -> None:
     """Store `weights` in one constant, and add the operators that unpack them."""
     flat = np.concatenate([values.ravel() for _, values in weights]).astype(np.int32)
     top = 2 ** (bits - 1) - 1
     lengths = [values.size for _, values in weights]
-    if bits == 4:
-        index = graph.node("Cast", graph.constant(flat.astype(int4)), to=onnx.TensorProto.INT32)
-        table = np.roll(np.arange(-8, 8), 8)  # an index below 0 counts from the end
-    else:
-        words = _WORDS[bits]
-        index = digits(graph, flat + top, words)
-        table = np.arange(-top, top + 1)
-        lengths += [-flat.size % words.count] if flat.size % words.count else []
-    steps = (table * step).clip(-128, 127).astype(np.int8)  # -8 * 16 alone is out of range
-    unpacked = graph.node("Gather", graph.constant(steps), index)
-    if bits != 4:
-        unpacked = graph.node("Reshape", unpacked, graph.constant(np.array([-1], np.int64)))
+    words = _WORDS[bits]
+    index = digits(graph, flat + top, words)
+    lengths += [-flat.size % words.count] if flat.size % words.count else []
+    table = graph.constant(_steps(np.arange(-top, top + 1), step))
+    unpacked = graph.node("Gather", table, index)
+    unpacked = graph.node("Reshape", unpacked, graph.constant(np.array([-1], np.int64)))
     sizes = graph.constant(np.array(lengths, np.int64))
     found = graph.nodes_outputs("Split", unpacked, sizes, names=[""] * len(lengths))
     for (name, values), one in zip(weights, found, strict=False):

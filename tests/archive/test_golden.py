@@ -23,7 +23,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def test_there_are_files_of_every_version():
     assert {path.parent.name for path in FILES} == {"version_1"}
-    assert len(FILES) == 15
+    assert len(FILES) == 16
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")

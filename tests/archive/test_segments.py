@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import modelzip as mz
+from modelzip.archive import nibbles
 from modelzip.archive.header import MAX_HEADER
 from modelzip.archive.segments import Segments, join, split
 from modelzip.errors import ArchiveError
@@ -44,8 +45,12 @@ def arrays(path: Path, *, smallest: int = 1) -> dict[str, np.ndarray[Any, Any]]:
         assert joined(segments) == path.read_bytes()
         found = {}
         for tensor in segments.tensors:
-            dtype = ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
             data = bytes(segments.data(tensor))
+            if tensor.dtype in nibbles.TYPES:
+                halves = np.frombuffer(data, np.uint8)
+                found[tensor.name] = nibbles.from_bytes(halves, tensor.dtype, tensor.shape)
+                continue
+            dtype = ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
             found[tensor.name] = np.frombuffer(data, dtype).reshape(tensor.shape)
     return found
 
@@ -182,8 +187,6 @@ def test_every_dtype_is_found(path: Path, dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("data_type", "size", "shape"),
     [
-        (TensorProto.INT4, 8, (8,)),
-        (TensorProto.UINT4, 8, (8,)),
         (TensorProto.FLOAT8E4M3FN, 15, (3, 5)),
         (TensorProto.FLOAT, 59, (59,)),  # not what the shape asks for
         (99, 60, (60,)),
@@ -195,6 +198,14 @@ def test_other_tensors_are_bytes(
     proto = TensorProto(dims=[3, 5], data_type=data_type, raw_data=bytes(range(size)), name="w")
     found = arrays(saved(path, graph(proto)))["w"]
     assert (found.dtype, found.shape) == (np.uint8, shape)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4])
+@pytest.mark.parametrize("shape", [(3, 5), (4, 6), (1,)])
+def test_integers_of_four_bits_are_found(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+    value = random.integers(0, 8, shape).astype(dtype)
+    found = arrays(saved(path, graph(numpy_helper.from_array(value, "w"))))["w"]
+    np.testing.assert_array_equal(found, value.astype(found.dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

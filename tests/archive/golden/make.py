@@ -8,8 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 
 from modelzip.archive import choose, codecs
 from modelzip.archive.pack import pack
@@ -39,14 +42,26 @@ def tensors() -> dict[str, torch.Tensor]:
         "int16": torch.from_numpy(noise.astype(np.int16)),
         "tokens": torch.arange(300),
         "mask": torch.from_numpy(noise[:200] > 0),
+        "int4": small.clamp(-8, 7),
         "small": torch.tensor([1.5, -2.0]),
         "count": torch.tensor(7),
     }
 
 
+def pack_four_bits(path: Path) -> None:
+    """An archive of an ONNX file of the one tensor "int4", which safetensors has no type for."""
+    value = tensors()["int4"].numpy()
+    weight = numpy_helper.from_array(value.astype(ml_dtypes.int4), "int4")
+    model = helper.make_model(helper.make_graph([], "g", [], [], [weight]))
+    onnx.save(model, source := path.with_suffix(".onnx"))
+    pack(source, path)
+    source.unlink()
+
+
 def main(version: str) -> None:
     folder = HERE / f"version_{version}"
     folder.mkdir()
+    pack_four_bits(folder / "nibbles.mzip")
     for codec in ("auto", *choose.INTEGERS, *codecs.NAMES):
         pack(tensors(), folder / f"{codec}.mzip", codec=codec)
 
