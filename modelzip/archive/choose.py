@@ -58,9 +58,7 @@ def check(name: str) -> str:
     """The name of a codec, or "auto". SettingError if there is none of that name."""
     known = (AUTO, *INTEGERS, *codecs.NAMES)
     if name not in known:
-        raise SettingError(
-            f"there is no codec {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
-        )
+        raise SettingError(f"there is no codec {name!r}{did_you_mean(name, known)}")
     return name
 
 

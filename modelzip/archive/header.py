@@ -35,7 +35,10 @@ def read_header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise ArchiveError(f"the file ends at byte {len(view)}, inside the length of its header")
     length = int.from_bytes(view[:PREFIX], "little")
     if length > MAX_HEADER:
-        raise ArchiveError(f"its header claims {length} bytes, and at most {MAX_HEADER} are read")
+        raise ArchiveError(
+            f"its header claims {length} bytes, and at most {MAX_HEADER} are read: it is another "
+            "kind of file, or damaged"
+        )
     if length > len(view) - PREFIX:
         raise ArchiveError(
             f"its header claims {length} bytes, and the file ends {len(view) - PREFIX} bytes on"

@@ -23,7 +23,7 @@ from modelzip.archive.progress import Advance, advancing
 from modelzip.archive.segments import split
 from modelzip.archive.spans import Span
 from modelzip.archive.tensors import InMemory, Saved
-from modelzip.errors import ArchiveError
+from modelzip.errors import ArchiveError, OutputError
 
 INDEX, SKELETON = "index", "skeleton"
 MAX_INDEX = 1 << 26  # bytes: a million tensors
@@ -88,6 +88,7 @@ def pack(
     (True, True)
     """
     choose.check(codec)
+    refuse_same(source, path)
     parts = _parts(source)
     try:
         skeleton = parts.skeleton()
@@ -114,6 +115,14 @@ def pack(
     finally:
         parts.close()
     return Packed(Path(path), before, Path(path).stat().st_size)
+
+
+def refuse_same(source: str | Path | Mapping[str, Any], path: str | Path) -> None:
+    """OutputError where `path` is the file that is read: it would be gone before it is whole."""
+    if isinstance(source, Mapping) or not (Path(source).exists() and Path(path).exists()):
+        return
+    if Path(source).samefile(path):
+        raise OutputError(f"cannot write {path}: it is the file that is read; give another name")
 
 
 def _parts(source: str | Path | Mapping[str, Any]) -> Parts:

@@ -35,5 +35,6 @@ def advancing(what: str, total: int, *, shown: bool) -> Iterator[Advance]:
 
     try:
         yield advance
+        progress.update(task, completed=total)
     finally:
         progress.stop()

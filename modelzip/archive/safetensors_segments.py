@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from modelzip.archive.container import KEY, METADATA
 from modelzip.archive.header import read_header
 from modelzip.archive.spans import MAX_DIMS, Span, span
 from modelzip.errors import ArchiveError
 
-METADATA = "__metadata__"
 DTYPES = {  # what is not here (F4, F6_E2M3, ...) is bytes without a shape
     **dict.fromkeys(("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), "uint8"),
     "BOOL": "bool",
@@ -32,6 +32,9 @@ DTYPES = {  # what is not here (F4, F6_E2M3, ...) is bytes without a shape
 def find_tensors(view: memoryview) -> Iterator[Span]:
     """The tensors of a safetensors file, in the order of their bytes. ArchiveError if damaged."""
     header, start = read_header(view)
+    metadata = header.get(METADATA)
+    if isinstance(metadata, dict) and KEY in metadata:
+        raise ArchiveError("it is an archive already")
     found = [
         _tensor(name, entry, start, len(view)) for name, entry in header.items() if name != METADATA
     ]

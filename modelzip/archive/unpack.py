@@ -23,7 +23,7 @@ from modelzip.archive.container import Reader
 from modelzip.archive.index import KINDS, Stored, read_index
 from modelzip.archive.layout import Piece, bytes_of, piece_shape
 from modelzip.archive.nodes import Decoding
-from modelzip.archive.pack import SKELETON
+from modelzip.archive.pack import SKELETON, refuse_same
 from modelzip.archive.progress import advancing
 from modelzip.archive.segments import join
 from modelzip.archive.spans import Span
@@ -151,6 +151,7 @@ class Archive(Mapping[str, Tensor]):
     def write(self, path: str | Path, *, progress: bool = False) -> None:
         """Write the file that was packed, whole or not at all. OutputError if it cannot be."""
         path = Path(path)
+        refuse_same(self._path, path)
         partial = path.with_name(f".modelzip-{secrets.token_hex(8)}.partial")
         lengths = [(gap, s.size) for gap, s in zip(self._gaps, self._spans, strict=True)]
         try:

@@ -16,7 +16,7 @@ import modelzip as mz
 from modelzip.archive import choose, codecs, layout
 from modelzip.archive.pack import pack
 from modelzip.archive.unpack import open_archive, unpack
-from modelzip.errors import ArchiveError, SettingError
+from modelzip.errors import ArchiveError, OutputError, SettingError
 
 TYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32),
@@ -93,6 +93,22 @@ def test_a_state_dict_of_torch_save_is_read_without_running_it(tmp_path: Path) -
     with pytest.raises(ArchiveError, match="it holds a list, not a state_dict"):
         pack(tmp_path / "list.pt", tmp_path / "b.mzip")
     assert not (tmp_path / "b.mzip").exists()
+
+
+def test_a_file_is_not_written_over_itself(tmp_path: Path) -> None:
+    save_file(a_state(), source := tmp_path / "a.safetensors")
+    before = source.read_bytes()
+    with pytest.raises(OutputError, match="it is the file that is read; give another name"):
+        pack(source, tmp_path / "." / "a.safetensors")
+    assert source.read_bytes() == before
+    pack(source, archive := tmp_path / "a.mzip")
+    packed = archive.read_bytes()
+    with pytest.raises(OutputError, match="it is the file that is read; give another name"):
+        unpack(archive, archive)
+    with pytest.raises(ArchiveError, match="it is an archive already"):
+        pack(archive, tmp_path / "b.mzip")
+    assert archive.read_bytes() == packed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mzip", "a.safetensors"]
 
 
 def test_one_tensor_is_read_without_the_rest(tmp_path: Path) -> None:
