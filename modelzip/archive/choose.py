@@ -18,6 +18,7 @@ from modelzip.archive.integers.forms import MOST_AXES
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.nodes import INTEGER_TYPES, INTEGERS, Node
 from modelzip.archive.palette import find_palette
+from modelzip.archive.words import find_packing, from_words
 from modelzip.errors import MissingExtraError, SettingError, did_you_mean
 
 Array = NDArray[Any]
@@ -106,7 +107,8 @@ class Encoding:
 
     def _choice(self, array: Array, dtype: str) -> _Choice:
         if dtype in INTEGER_TYPES:
-            return _Choice(self._integers(array), _narrow(array))
+            found = [_Choice(self._integers(array), _narrow(array)), *self._in_words(array)]
+            return min(found, key=lambda choice: choice.coded.size)
         if dtype in nibbles.TYPES:
             return self._halves(array, dtype)
         found = [_Choice(self._planes(array, dtype))]
@@ -124,6 +126,18 @@ class Encoding:
         whole = [] if self._codec != AUTO else [_bytes(_as_stored(array, dtype), thorough=True)]
         found = min([*whole, around(self._integers(array))], key=lambda coded: coded.size)
         return _Choice(found, _narrow(array), around)
+
+    def _in_words(self, array: Array) -> Iterator[_Choice]:
+        """The integers in an array that has them as digits of words."""
+        packing = find_packing(array)
+        if packing is None or array.nbytes <= _TINY:
+            return
+
+        def around(coded: Coded) -> Coded:
+            return Coded(Node("words", params=list(packing), parts=(coded.node,)), coded.data)
+
+        integers = from_words(array, packing)
+        yield _Choice(around(self._integers(integers)), _narrow(integers), around)
 
     def _integers(self, array: Array) -> Coded:
         found = _by_lanes(array) if self._codec == "lanes" else _by_static(array)

@@ -11,6 +11,8 @@ what is made of others, [form, [nodes], params]. Data come in the order in which
 - zero_runs, bitmap, csr: streams as sparse.py has them; `params` are the length and type of each.
 - nibbles: integers of 4 bits, as nibbles.py has them; `params` are "int4" or "uint4", and a shape.
   Never inside of another form.
+- words: integers as digits of words, as words.py has them; `params` are base, length and planes.
+  Never inside of another form.
 - pieces: parts of the array's first axis in order; `params` are how many rows each has.
 
 Forms are nested at most 6 deep, and none of the sparse ones is inside another: else a few bytes
@@ -36,12 +38,14 @@ from modelzip.archive.integers import lanes, static
 from modelzip.archive.integers.sparse import FORMS
 from modelzip.archive.palette import MOST, Palette, from_palette
 from modelzip.archive.spans import byte_size, is_countable
+from modelzip.archive.words import PACKINGS, to_words
 from modelzip.errors import ArchiveError
 
 Array = NDArray[Any]
 INTEGERS = ("static", "lanes", "context")
 INTEGER_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 MAX_DEPTH = 6
+_OUTERMOST = ("nibbles", "words")  # what they hold is larger than they are
 _MOST = 1 << 48  # bytes of data
 
 
@@ -78,7 +82,7 @@ def read_node(data: Any, depth: int = 0, *, sparse: bool = False) -> Node:
         case [str(form), list(parts), *params] if len(params) <= 1 and parts:
             if form not in _READERS:
                 raise ArchiveError(f"an array is made of parts in no such form: {form[:40]!r}")
-            if depth == MAX_DEPTH or (sparse and form in FORMS) or (depth and form == "nibbles"):
+            if depth == MAX_DEPTH or (sparse and form in FORMS) or (depth and form in _OUTERMOST):
                 raise ArchiveError(f"{form} is inside of too many forms")
             inside = sparse or form in FORMS
             inner = tuple(read_node(part, depth + 1, sparse=inside) for part in parts)
@@ -233,6 +237,14 @@ def _nibbles(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...])
     raise ArchiveError(f"{str(node.to_json())[:80]} are no nibbles of {dtype} {list(shape)[:4]}")
 
 
+def _words(decoding: Decoding, node: Node, dtype: str, shape: tuple[int, ...]) -> Array:
+    packing = PACKINGS.get((dtype, shape[1:]))
+    if packing is None or node.params != list(packing) or len(node.parts) != 1:
+        raise ArchiveError(f"{str(node.to_json())[:80]} are no words of {dtype} {list(shape)[:4]}")
+    integers = decoding.array(node.parts[0], "int8", (shape[0], packing.length))
+    return to_words(integers, packing, dtype, shape)
+
+
 _GRIDS = {"float32": "<f4", "float64": "<f8"}
 _STREAMS = INTEGER_TYPES
 _READERS: dict[str, Callable[[Decoding, Node, str, tuple[int, ...]], Array]] = {
@@ -241,5 +253,6 @@ _READERS: dict[str, Callable[[Decoding, Node, str, tuple[int, ...]], Array]] = {
     "grid": _grid,
     "nibbles": _nibbles,
     "pieces": _pieces,
+    "words": _words,
     **dict.fromkeys(FORMS, _sparse),
 }

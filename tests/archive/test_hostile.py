@@ -98,6 +98,8 @@ def every_form() -> Parts:
     add("grid", "float32", [8, 8], node, np.repeat(floats, 2).tobytes(), values.tobytes())
     planes = [node_of(np.arange(64, dtype=np.uint8))] * 2
     add("planes", "bfloat16", [64], ["planes", [n for n, _ in planes]], *(d for _, d in planes))
+    node = ["words", [["store", 40]], [3, 5, 1]]
+    add("words", "uint8", [8, 1], node, (np.arange(40, dtype=np.int8) % 3 - 1).tobytes())
     add("int4", "int4", [8, 8], ["nibbles", [["store", 64]], ["int4", [8, 8]]], values.tobytes())
     index = {
         "kind": "safetensors",
@@ -173,6 +175,7 @@ def test_the_archives_to_start_from_have_every_codec_and_form() -> None:
         "grid",
         "pieces",
         "nibbles",
+        "words",
     ):
         assert f'["{name}", ' in text
 
@@ -303,6 +306,7 @@ NAMES = [
         "grid",
         "pieces",
         "nibbles",
+        "words",
         "",
         "x",
     ),
@@ -456,6 +460,10 @@ for _ in range(7):
         (
             changed("forms", "pieces", 0, FORM["int4"], 0, 2, 1, to=[65]),
             "are no nibbles of uint8 [32]",
+        ),
+        (
+            changed("forms", "pieces", 0, FORM["words"], 0, 2, 1, to=6),
+            "are no words of uint8 [8, 1]",
         ),
         (changed("forms", "pieces", 0, FORM["int4"], 0, 2, 1, to=[True]), "are no nibbles of"),
         (
