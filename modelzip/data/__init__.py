@@ -1,7 +1,7 @@
 """Data sources, and batches of them."""
 
 from modelzip.data.arrays import ArrayDataset
-from modelzip.data.base import Augmented, Splits, build, loader
+from modelzip.data.base import Augmented, Normalised, Splits, build, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.data.sources import cifar10, digits, fashion_mnist, image_folder, npz
 from modelzip.data.text import sst2
@@ -9,6 +9,7 @@ from modelzip.data.text import sst2
 __all__ = [
     "ArrayDataset",
     "Augmented",
+    "Normalised",
     "Splits",
     "build",
     "calibration_batches",

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modelzip.core import checks
-from modelzip.data.base import Augmented, Splits, generator_for
+from modelzip.data.base import Augmented, Normalised, Splits, generator_for
 from modelzip.errors import DataError, SettingError
 
 
-class ArrayDataset(Augmented):
+class ArrayDataset(Augmented, Normalised):
     """Inputs and labels in memory; a batch is cut, augmented and normalised at once.
 
     Args:
@@ -62,6 +62,7 @@ class ArrayDataset(Augmented):
         shape = (1, -1, *[1] * (inputs.ndim - 2))
         self._mean = torch.tensor(mean).view(shape) if mean else None
         self._std = torch.tensor(std).view(shape) if std else None
+        self.mean, self.std = tuple(mean), tuple(std)
         self._crop = crop
         self._seed = seed
         self.set_epoch(0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,24 @@ class Splits:
 
     A dataset may define `__getitems__(indices)` that returns one collated (inputs, targets) pair,
     which is much faster in memory, and `set_epoch(epoch)` (see `Augmented`).
+
+    `names` are those of the classes, in order, for the report. `files` are texts, by file name,
+    that a run leaves beside the exported model since its user needs them, such as a tokenizer's.
     """
 
     train: Dataset[Any]
     validation: Dataset[Any]
     test: Dataset[Any]
     classes: int
+    names: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != self.classes:
+            raise DataError(f"there are {len(self.names)} names for {self.classes} classes")
+        for name in self.files:
+            if Path(name).name != name:
+                raise DataError(f"files: {name!r} must be a file's name, without a folder")
 
 
 class Augmented(Dataset[Any]):
@@ -43,6 +55,16 @@ class Augmented(Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of `epoch`."""
         raise NotImplementedError
+
+
+class Normalised(Dataset[Any]):
+    """A dataset of images that says how they were normalised: (pixels in [0, 1] - mean) / std.
+
+    `mean` and `std` have a value a channel; both are empty where inputs are the pixels themselves.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 class Shuffled(Sampler[int]):
@@ -117,7 +139,7 @@ def loader(
         batch_size=batch_size,
         sampler=Shuffled(size, seed=seed, share=share) if shuffle else None,
         drop_last=drop_last,
-        collate_fn=_collate,
+        collate_fn=collate,
     )
 
 
@@ -129,7 +151,8 @@ def set_epoch(batches: DataLoader[Any], epoch: int) -> None:
         batches.dataset.set_epoch(epoch)
 
 
-def _collate(batch: Any) -> tuple[Any, Tensor]:
+def collate(batch: Any) -> tuple[Any, Tensor]:
+    """(inputs, targets), targets int64, of a list of items or of what is collated already."""
     # a list holds single items, whether fetched one by one or through Subset.__getitems__
     inputs, targets = default_collate(batch) if isinstance(batch, list) else batch
     return inputs, torch.as_tensor(targets).long()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from modelzip.data.base import Normalised
 from modelzip.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def open_image(file: Path | IO[bytes], *, where: str, formats: Sequence[str] = F
     raise DataError(f"{where} has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
 
 
-class ImageFiles(Dataset[Any]):
+class ImageFiles(Normalised):
     """Image files read one by one: RGB, shorter side scaled to `size`, centre cut out, normalised.
 
     Items are (float32 [3, size, size], label).
@@ -55,6 +55,7 @@ class ImageFiles(Dataset[Any]):
     ) -> None:
         self.files = tuple(files)
         self.size = size
+        self.mean, self.std = tuple(mean), tuple(std)
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 

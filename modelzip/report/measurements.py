@@ -15,6 +15,7 @@ from modelzip.data.base import Splits, loader
 from modelzip.errors import ExportError, ModelzipError
 from modelzip.measure.accuracy import Comparison, Predictions, accuracy, predict
 from modelzip.measure.accuracy import compare as compare_predictions
+from modelzip.measure.classes import class_scores
 from modelzip.measure.latency import LatencyRow, latency_table
 from modelzip.measure.layers import compare_layers
 from modelzip.measure.machine import describe, sha256
@@ -78,6 +79,7 @@ def deployed(
         macs=size.macs,
         uncounted=size.uncounted,
         accuracy=accuracy(predictions),
+        classes=class_scores(predictions, splits.names),
         memory=peak_memory(path, resized(example_inputs, 1)),
     )
     return Deployed(module=module, path=path, figures=figures, predictions=predictions)

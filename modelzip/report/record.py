@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from modelzip.core.base import PassReport
 from modelzip.errors import OutputError, SettingError
 from modelzip.measure.accuracy import Accuracy, Comparison
+from modelzip.measure.classes import ClassScore
 from modelzip.measure.latency import LatencyRow
 from modelzip.measure.machine import Machine
 from modelzip.measure.memory import Memory
@@ -50,6 +51,7 @@ class StepRecord:
 class Figures:
     """What was measured on one ONNX file. Accuracy is on the whole test set, in onnxruntime.
 
+    So are the scores of `classes`, of which there are none where there are over 100 classes.
     `archive_bytes` are those of the file packed; it was unpacked again to the same bytes.
     """
 
@@ -64,6 +66,7 @@ class Figures:
     accuracy: Accuracy
     memory: Memory | None
     archive_bytes: int | None = None
+    classes: tuple[ClassScore, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

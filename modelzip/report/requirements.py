@@ -25,6 +25,7 @@ KINDS: Mapping[str, _Kind] = {
     "agreement": _Kind({"%": 1}, at_most=False, example="99 %"),
     "archive": _Kind({"x": 1, **_BYTES}, at_most=True, example="0.05x or 100 KB"),
     "best_latency": _Kind({"x": 1, "ms": 1}, at_most=True, example="0.3x or 0.8 ms"),
+    "f1": _Kind({"%": 1}, at_most=False, example="93 %"),
     "latency": _Kind({"x": 1, "ms": 1}, at_most=True, example="0.5x or 1.2 ms"),
     "macs": _Kind({"x": 1}, at_most=True, example="0.5x"),
     "parameters": _Kind({"x": 1}, at_most=True, example="0.5x"),

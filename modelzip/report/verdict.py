@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from modelzip.measure.classes import f1
 from modelzip.measure.latency import LatencyRow
 from modelzip.measure.parity import Parity
 from modelzip.report import requirements
@@ -121,6 +122,7 @@ def _measured(
         "agreement": {"%": 100 * found.comparison.agreement},
         "archive": _bytes(compressed.archive_bytes or math.nan, baseline.size_bytes),
         "best_latency": _worst(best, [row.overall for row in best]),
+        "f1": {} if (score := f1(compressed.classes)) is None else {"%": 100 * score},
         "latency": _worst(served, [row.ratio for row in served]),
         "macs": _ratio(compressed.macs, baseline.macs),
         "parameters": _ratio(compressed.parameters, baseline.parameters),
