@@ -33,7 +33,7 @@ from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratc
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
 from modelzip.report.measurements import Deployed, compare, deployed
-from modelzip.report.record import FILE, Record, SensitivityRow, merge_layers, read
+from modelzip.report.record import FILE, Record, SensitivityRow, merge_layers, read, write
 from modelzip.report.render import markdown
 from modelzip.report.requirements import parse
 from modelzip.report.sensitivity import rank
@@ -214,6 +214,8 @@ def _carry_out(
     with RunFolder(out, recipe=loader.dump(plan), resume=resume) as folder:
         if others is not None:
             others.wait()  # until each has what it resumes from
+        for name, text in shop.splits.files.items():
+            write(folder / name, text)
         if train is not None:
             model = train_from_scratch(model, train, shop, folder.path, progress=progress)
         baseline = _deploy(plan, model, shop, folder / "baseline.onnx")

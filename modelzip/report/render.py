@@ -9,6 +9,7 @@ from modelzip.measure.accuracy import Accuracy
 from modelzip.measure.latency import LatencyRow
 from modelzip.measure.parity import Parity
 from modelzip.report import fastest
+from modelzip.report.classes import class_sections, f1_row
 from modelzip.report.fastest import situation, where
 from modelzip.report.record import Figures, Record
 from modelzip.report.sensitivity import SENSITIVITY, sensitivity_rows
@@ -50,6 +51,7 @@ def markdown(record: Record) -> str:
         _section("Requirements", _requirements(record), ["required", "limit", "measured", "met"]),
         _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
         *step_sections(record),
+        *class_sections(record),
         _section("Latency", _latency(record.latency), _LATENCY),
         "\n".join(f"- not measured: {line}" for line in record.missing),
         _section("Layers", _layers(record), _LAYERS),
@@ -100,6 +102,7 @@ def summary(record: Record) -> list[list[str]]:
     before, after = record.baseline, record.compressed
     rows = [
         ["accuracy", percent(before.accuracy.top1), percent(after.accuracy.top1), _drop(record)],
+        *f1_row(before, after),
         ["file", *_pair(before, after, "size_bytes", kilobytes)],
         *_archive(before, after),
         ["parameters", *_pair(before, after, "parameters", count)],
