@@ -28,6 +28,11 @@ MODELS = {
         torch.randint(9, (3, 5)),
         2,
     ),
+    "text_cnn": (
+        lambda: zoo.text_cnn(vocabulary=9, length=5, width=4, channels=3),
+        torch.randint(9, (3, 5)),
+        2,
+    ),
     "encoder of floats": (lambda: zoo.encoder(features=4, length=5), torch.rand(3, 5, 4), 2),
 }
 
@@ -41,6 +46,28 @@ def test_a_model_runs_and_traces(name):
         traced = fx.symbolic_trace(model)(inputs)
     assert outputs.shape == (3, classes)
     torch.testing.assert_close(traced, outputs)
+
+
+def test_a_text_cnn_answers_by_the_largest_value_wherever_it_is():
+    torch.manual_seed(0)
+    model = zoo.text_cnn(vocabulary=9, length=6, width=4, channels=3, kernels=[1]).eval()
+    ids = torch.tensor([[1, 2, 3, 0, 0, 0], [0, 3, 0, 2, 1, 0]])
+    with torch.no_grad():
+        one, other = model(ids)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        ([], r"text_cnn needs at least one kernel, got kernels=\[\]"),
+        ([3, 2], "kernels must be odd, so that all give length=64, got 2"),
+        ([0], "kernels must be an integer of at least 1, got 0"),
+    ],
+)
+def test_kernels_of_a_text_cnn_are_odd(kernels, message):
+    with pytest.raises(SettingError, match=message):
+        zoo.text_cnn(kernels=kernels)
 
 
 def resnet_weights(blocks: int) -> int:

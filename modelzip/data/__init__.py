@@ -3,6 +3,7 @@
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Normalised, Splits, build, loader
 from modelzip.data.checking import calibration_batches, check
+from modelzip.data.sms import sms_spam
 from modelzip.data.sources import cifar10, digits, fashion_mnist, image_folder, npz
 from modelzip.data.text import sst2
 
@@ -20,5 +21,6 @@ __all__ = [
     "image_folder",
     "loader",
     "npz",
+    "sms_spam",
     "sst2",
 ]

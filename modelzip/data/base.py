@@ -42,7 +42,7 @@ class Splits:
         if self.names and len(self.names) != self.classes:
             raise DataError(f"there are {len(self.names)} names for {self.classes} classes")
         for name in self.files:
-            if Path(name).name != name:
+            if not name or Path(name).name != name:
                 raise DataError(f"files: {name!r} must be a file's name, without a folder")
 
 

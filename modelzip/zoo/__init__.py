@@ -10,6 +10,7 @@ from modelzip.zoo.encoders import (
     text_encoder,
 )
 from modelzip.zoo.images import ResidualBlock, ResNet, depthwise_cnn, digits_cnn, resnet20, resnet56
+from modelzip.zoo.text import TextCNN, text_cnn
 
 __all__ = [
     "Attention",
@@ -17,6 +18,7 @@ __all__ = [
     "EncoderLayer",
     "ResNet",
     "ResidualBlock",
+    "TextCNN",
     "TextEncoder",
     "build",
     "depthwise_cnn",
@@ -26,5 +28,6 @@ __all__ = [
     "refuse_nan",
     "resnet20",
     "resnet56",
+    "text_cnn",
     "text_encoder",
 ]

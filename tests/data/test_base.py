@@ -80,3 +80,16 @@ def test_build_returns_splits_and_nothing_else():
     assert isinstance(build("modelzip.data:digits", seed=1, limit=20), Splits)
     with pytest.raises(SettingError, match="builtins:dict returned dict; it must return Splits"):
         build("builtins:dict", a=1)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"names": ("ham",)}, "there are 1 names for 2 classes"),
+        ({"files": {"../tokens.json": ""}}, "files: '../tokens.json' must be a file's name"),
+        ({"files": {"": ""}}, "files: '' must be a file's name, without a folder"),
+    ],
+)
+def test_names_and_files_of_splits_are_checked(more, message):
+    with pytest.raises(DataError, match=message):
+        Splits(train=pairs(2), validation=pairs(2), test=pairs(2), classes=2, **more)

@@ -13,6 +13,7 @@ from modelzip.report.requirements import KINDS, Requirement, judge, parse
     [
         ("accuracy_drop", "0.5 pp", 0.5, "pp"),
         ("accuracy", "91.6 %", 91.6, "%"),
+        ("f1", "93 %", 93.0, "%"),
         ("size", "0.15x", 0.15, "x"),
         ("size", "310KB", 310.0, "KB"),
         ("latency", ".5x", 0.5, "x"),

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from modelzip.measure.classes import ClassScore
 from modelzip.measure.promise import Promise
 from modelzip.report.measurements import Findings
 from modelzip.report.requirements import parse
@@ -45,6 +48,15 @@ def test_requirements_are_judged_by_what_was_measured(name, text, met):
     judged = judge([parse(name, text)], BASELINE, COMPRESSED, findings(rows=rows))
     assert judged.passed is met
     assert len(judged.notes) == (0 if met else 1)
+
+
+def test_f1_is_judged_where_classes_were_looked_at():
+    one = ClassScore(name="spam", n=10, answers=(1, 9), precision=0.9, recall=0.9, f1=0.9)
+    scored = replace(COMPRESSED, classes=(one, one))
+    required = [parse("f1", "90 %"), parse("f1", "91 %")]
+    judged = judge(required, BASELINE, scored, findings())
+    assert [o.met for o in judged.outcomes] == [True, False]
+    assert judge(required, BASELINE, COMPRESSED, findings()).notes[0].startswith("f1: not measured")
 
 
 def test_a_module_in_torch_is_not_what_is_deployed():
