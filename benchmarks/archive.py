@@ -9,7 +9,7 @@ integers: all weights of ResNet-56 (CIFAR-10), symmetric with a scale for each o
 its largest magnitude: 8 bits, 4 bits, and 8 bits with the 90 % of weights of least magnitude zero.
 floats: the same weights as they are, drawn 24 MB of, with the seed 0. Sizes are of whole archives,
 every one of which is decoded and compared; speed is the best of three, on all cores for archives.
-lossy: ResNet-56 (CIFAR-10), rate_quantize for two sizes on 2,048 images of train, beside NNCodec by
+lossy: ResNet-56 (CIFAR-10), rate_quantize for two sizes, on 512 images of train, beside NNCodec by
 its own step for all weights and batch norms folded before; each decoded, run on all test images.
 memory: a state_dict of 937 MB whose largest tensor has 131; the most that is resident while it is
 packed and unpacked, less what is before. Needs the weights (see MODELZIP_MODELS in the README),
@@ -195,7 +195,7 @@ def lossy(nncodec: str | None) -> None:
     splits = cifar10(augment=False)
     model = resnet56().eval()
     load_weights(model, f"{os.environ.get('MODELZIP_MODELS', '.')}/resnet56_cifar10.safetensors")
-    calibration = calibration_batches(splits, samples=2048, batch_size=128, seed=0)
+    calibration = calibration_batches(splits, samples=512, batch_size=128, seed=0)
     x = calibration[0][0][:2]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -218,7 +218,7 @@ def lossy(nncodec: str | None) -> None:
             )
         folded = trace(model, Context(example_inputs=x))
         fold_norms(folded)
-        state = {n: p.detach().numpy() for n, p in folded.named_parameters()}
+        state = {n: p.detach().numpy().copy() for n, p in folded.named_parameters()}
         for qp in QPS:
             found = by_nncodec(nncodec, state, qp, folder)
             if isinstance(found, str):
