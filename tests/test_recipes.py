@@ -35,6 +35,12 @@ needs_sst2 = pytest.mark.skipif(
 )
 
 
+needs_sms = pytest.mark.skipif(
+    files.local_file("sms_spam.tsv") is None,
+    reason="MODELZIP_DATA names no folder with sms_spam.tsv",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -47,6 +53,7 @@ needs_sst2 = pytest.mark.skipif(
         pytest.param("resnet20_lsq", marks=needs_cifar10),
         pytest.param("resnet20_learn_bits", marks=needs_cifar10),
         pytest.param("resnet56_prune_int8", marks=[needs_cifar10, pytest.mark.timeout(14400)]),
+        pytest.param("sms_spam", marks=needs_sms),
         pytest.param("sst2_int8", marks=[needs_sst2, pytest.mark.timeout(1800)]),
     ],
 )

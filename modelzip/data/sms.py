@@ -14,7 +14,7 @@ from modelzip.core import checks
 from modelzip.data import files
 from modelzip.data.arrays import ArrayDataset, split_off
 from modelzip.data.base import Augmented, Splits
-from modelzip.data.text import PAD, token_ids, tokenizer
+from modelzip.data.text import PAD, tokenizer
 from modelzip.data.typos import mistyped
 from modelzip.errors import DataError, MissingExtraError
 
@@ -50,7 +50,7 @@ def sms_spam(
     Almeida et al. 2011, https://doi.org/10.1145/2034691.2034742.
 
     Args:
-        length: tokens in a row; longer messages are cut off, 5 % of them at the defaults.
+        length: tokens in a row; longer messages are cut off, 2 % of them at the defaults.
         vocabulary: how many tokens there are, learned from the training messages.
         dropped, typos: share of words left out of training messages, and mistyped, others in each
             epoch; see `mistyped`.
@@ -68,17 +68,14 @@ def sms_spam(
     if limit is not None:
         chosen = chosen[: checks.integer("limit", limit, low=1)]
 
-    def pick(indices: Tensor) -> tuple[list[str], Tensor]:
-        return [texts[i] for i in indices.tolist()], torch.tensor(labels)[indices]
-
-    def plain(indices: Tensor) -> ArrayDataset:
-        found, targets = pick(indices)
-        return ArrayDataset(token_ids(tokens, found, length=length), targets)
+    def messages(indices: Tensor, **noise: float) -> Messages:
+        found = [texts[i] for i in indices.tolist()]
+        return Messages(found, torch.tensor(labels)[indices], tokens, seed=seed, **noise)
 
     return Splits(
-        train=Messages(*pick(rest[chosen]), tokens, dropped=dropped, typos=typos, seed=seed),
-        validation=plain(rest[held_out]),
-        test=plain(test),
+        train=messages(rest[chosen], dropped=dropped, typos=typos),
+        validation=messages(rest[held_out]),
+        test=messages(test),
         classes=len(CLASSES),
         names=CLASSES,
         files={TOKENS: tokens.to_str()},
@@ -129,7 +126,9 @@ def message_tokenizer(cleaned: Sequence[str], *, vocabulary: int, length: int) -
 
 
 class Messages(Augmented):
-    """Messages as rows of token ids, as they are until an epoch is set, then mistyped.
+    """Messages as rows of token ids: as they are until an epoch is set, then mistyped.
+
+    `texts` are the messages as they were written.
 
     >>> tokens = message_tokenizer(["win cash"], vocabulary=20, length=4)
     >>> Messages(["win cash"], torch.tensor([1]), tokens, dropped=0.5)[0][0].shape
@@ -153,13 +152,31 @@ class Messages(Augmented):
         self._seed = seed
         self._rows = ArrayDataset(self._ids(self.texts), targets)
 
+    @property
+    def targets(self) -> Tensor:
+        """Their labels, int64 [N]."""
+        return self._rows.targets
+
     def set_epoch(self, epoch: int) -> None:
         """Leave out and mistype other words of every message."""
+        if self.dropped == self.typos == 0:
+            return
         generator = np.random.default_rng((self._seed, epoch, 1))
         texts = [
             mistyped(text, generator, dropped=self.dropped, typos=self.typos) for text in self.texts
         ]
-        self._rows = ArrayDataset(self._ids(texts), self._rows.targets)
+        self._rows = ArrayDataset(self._ids(texts), self.targets)
+
+    def noised(self, *, dropped: float = 0.0, typos: float = 0.0) -> Messages:
+        """The same messages with other typing errors, from the first epoch that is set."""
+        return Messages(
+            self.texts,
+            self.targets,
+            self._tokens,
+            dropped=dropped,
+            typos=typos,
+            seed=self._seed,
+        )
 
     def _ids(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([found.ids for found in self._tokens.encode_batch(list(texts))])
