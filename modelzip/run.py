@@ -25,6 +25,7 @@ from modelzip.data.checking import check
 from modelzip.errors import OutputError
 from modelzip.export.onnx import export_onnx
 from modelzip.measure.machine import describe, sha256
+from modelzip.measure.robustness import RobustnessRow, Served, check_fits, measure_robustness
 from modelzip.passes.rate_quantize import RateQuantize
 from modelzip.recipe import loader, sources
 from modelzip.recipe.keep_float import Serving
@@ -81,6 +82,7 @@ def compress(
     export: Mapping[str, Any] | None = None,
     archive: Mapping[str, Any] | None = None,
     measure: Mapping[str, Any] | None = None,
+    robustness: Mapping[str, Any] | None = None,
     require: Mapping[str, str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -90,7 +92,7 @@ def compress(
     Args:
         steps: passes and `FineTune` steps, in order.
         data: the splits; `calibration` samples of the training data are shown to the passes.
-        export, archive, measure, require: those sections of a recipe.
+        export, archive, measure, robustness, require: those sections of a recipe.
         out, resume, progress: as for `run`.
 
     Raises:
@@ -109,6 +111,7 @@ def compress(
             "export": dict(export or {}),
             "archive": None if archive is None else dict(archive),
             "measure": dict(measure or {}),
+            "robustness": None if robustness is None else dict(robustness),
             "require": dict(require or {}),
         },
     )
@@ -208,6 +211,8 @@ def _carry_out(
     refuse_nan(model)
     check(shop.splits, model=model)
     rehearsal([*([train] if train else []), *plan.steps], model, shop)
+    if plan.robustness is not None:
+        check_fits(plan.robustness, shop.splits.test)
     others = _processes()
     if others is not None and not others.main:
         return _train_along(plan, model, shop, others, train=train, out=Path(out), resume=resume)
@@ -235,6 +240,7 @@ def _carry_out(
             seed=plan.seed,
             **plan.measure.model_dump(exclude={"sensitivity"}),
         )
+        robustness, unmeasured = _robustness(plan, baseline, compressed, shop)
         judged = judge(plan.require, baseline.figures, compressed.figures, findings)
         record = Record(
             name=Path(out).name,
@@ -250,7 +256,7 @@ def _carry_out(
             parity=findings.parity,
             latency=findings.latency,
             answers=findings.answers,
-            missing=findings.missing,
+            missing=(*findings.missing, *unmeasured),
             promise=findings.promise.text if findings.promise else "",
             zeros=findings.zeros,
             layers=merge_layers(prepared.reports),
@@ -260,6 +266,7 @@ def _carry_out(
                 if plan.measure.sensitivity
                 else ()
             ),
+            robustness=robustness,
             requirements=judged.outcomes,
             hashes=folder.hashes(),
         )
@@ -278,6 +285,27 @@ def _archive(found: Deployed, codec: str, path: Path) -> Deployed:
             raise OutputError(f"{path} does not unpack to the bytes of {found.path}")
     log.info("%s: %s", path.name, kilobytes(packed.after))
     return replace(found, figures=replace(found.figures, archive_bytes=packed.after))
+
+
+def _robustness(
+    plan: Plan, baseline: Deployed, compressed: Deployed, shop: Workshop
+) -> tuple[tuple[RobustnessRow, ...], list[str]]:
+    """Both files under the conditions of the recipe, and a line for each that failed."""
+    if plan.robustness is None:
+        return (), []
+    log.info("measuring robustness")
+    failures: list[str] = []
+    rows = measure_robustness(
+        plan.robustness,
+        Served(baseline.module, baseline.path),
+        Served(compressed.module, compressed.path),
+        shop.splits.test,
+        classes=shop.splits.classes,
+        batch_size=shop.batch_size,
+        seed=plan.seed,
+        failed=failures.append,
+    )
+    return rows, failures
 
 
 def _sensitivity(

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,7 @@ steps:
   - int8
 archive: {codec: auto}
 measure: {batch_sizes: [2]}
+robustness: {samples: 60, attack_samples: 20, jpeg: [50], fgsm: [16/255], bit_flips: [1.0e-4]}
 require: {archive: 0.8x, accuracy: 99.9 %}
 """
 QUICK = {"batch_sizes": [2]}
@@ -151,6 +153,18 @@ def test_compress_takes_a_model_and_steps(tmp_path):
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
+def test_names_and_files_of_the_data_are_left_with_the_model(tmp_path):
+    data = replace(digits(), names=tuple("0123456789"), files={"digits.txt": "0 to 9\n"})
+    record = mz.compress(
+        digits_cnn(width=4), [mz.Int8()], data=data, out=tmp_path / "out", measure=QUICK
+    )
+    assert (tmp_path / "out" / "digits.txt").read_text() == "0 to 9\n"
+    assert "digits.txt" in record.hashes
+    rows = record.compressed.classes
+    assert [row.name for row in rows] == list("0123456789")
+    assert sum(row.answers[i] for i, row in enumerate(rows)) == record.compressed.accuracy.correct
+
+
 class Branching(nn.Module):
     """A model that fx cannot trace."""
 
@@ -221,5 +235,30 @@ def test_what_cannot_work_leaves_nothing(tmp_path, model, data, steps, error, me
             batch_size=64,
             measure=QUICK,
             progress=False,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_robustness_of_both_files_is_in_the_report(folder, record):
+    assert [str(row) for row in record.robustness] == [
+        "clean",
+        "jpeg 50",
+        "fgsm 16/255",
+        "fgsm transfer 16/255",
+        "bit flips 0.0001",
+    ]
+    assert "## Robustness" in (folder / "out" / "report.md").read_text()
+
+
+def test_conditions_that_the_data_cannot_meet_are_told_before_anything_is_done(tmp_path):
+    pairs = [(torch.full((4,), float(i % 2)), i % 2) for i in range(20)]
+    data = Splits(train=pairs, validation=pairs, test=pairs, classes=2)
+    with pytest.raises(DataError, match="corruptions are for images"):
+        mz.compress(
+            nn.Linear(4, 2),
+            [mz.MagnitudePrune(sparsity=0.5)],
+            data=data,
+            out=tmp_path / "out",
+            robustness={"jpeg": [50]},
         )
     assert list(tmp_path.iterdir()) == []

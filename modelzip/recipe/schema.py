@@ -24,6 +24,7 @@ from modelzip.core import checks, registry
 from modelzip.core.base import Need, Pass
 from modelzip.core.prepare import check_order
 from modelzip.errors import SettingError, did_you_mean
+from modelzip.measure.conditions import Robustness
 from modelzip.report.requirements import Requirement, parse
 from modelzip.runtime.session import DEVICES, PRECISIONS, RUNTIMES
 from modelzip.train.finetune import FineTune
@@ -59,15 +60,28 @@ def step(value: object) -> Pass | FineTune:
 
 
 def _finetune(settings: object) -> FineTune:
-    if isinstance(settings, FineTune):
+    return (
+        settings
+        if isinstance(settings, FineTune)
+        else FineTune(**_known(FINETUNE, settings, FineTune))
+    )
+
+
+def _robustness(settings: object) -> Robustness | None:
+    if settings is None or isinstance(settings, Robustness):
         return settings
-    if not isinstance(settings, dict):
-        raise SettingError(f"{FINETUNE} must have a mapping of settings, got {settings!r}")
-    known = [f.name for f in dataclasses.fields(FineTune)]
-    for name in settings:
+    return Robustness(**_known("robustness", settings, Robustness))
+
+
+def _known(what: str, found: object, kind: type[FineTune] | type[Robustness]) -> dict[str, Any]:
+    """`found` as a mapping of settings, all of which the dataclass `kind` has."""
+    if not isinstance(found, dict):
+        raise SettingError(f"{what} must have a mapping of settings, got {found!r}")
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in found:
         if name not in known:
-            raise SettingError(f"{FINETUNE} has no setting {name!r}{did_you_mean(name, known)}")
-    return FineTune(**settings)
+            raise SettingError(f"{what} has no setting {name!r}{did_you_mean(name, known)}")
+    return found
 
 
 def _requirements(value: object) -> tuple[Requirement, ...]:
@@ -206,6 +220,7 @@ class Plan(_Section):
     export: Export = Export()
     archive: Archived | None = None
     measure: Measure = Measure()
+    robustness: Annotated[Robustness | None, PlainValidator(_robustness)] = None
     require: Annotated[tuple[Requirement, ...], PlainValidator(_requirements)] = ()
 
     @model_validator(mode="after")
@@ -229,6 +244,7 @@ class Plan(_Section):
             "export": self.export.model_dump(),
             "archive": None if self.archive is None else self.archive.model_dump(),
             "measure": _plain(self.measure.model_dump()),
+            "robustness": None if self.robustness is None else settings(self.robustness),
             "require": {r.name: r.value for r in self.require},
         }
 
@@ -268,8 +284,8 @@ def step_name(found: Pass | FineTune) -> str:
     return found.name if isinstance(found, Pass) else FINETUNE
 
 
-def settings(found: Pass | FineTune) -> dict[str, Any]:
-    """Every setting of a step, defaults included, as plain data."""
+def settings(found: Pass | FineTune | Robustness) -> dict[str, Any]:
+    """Every setting of a step or section, defaults included, as plain data."""
     return {f.name: _plain(getattr(found, f.name)) for f in dataclasses.fields(found)}
 
 

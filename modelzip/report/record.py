@@ -19,6 +19,7 @@ from modelzip.measure.latency import LatencyRow
 from modelzip.measure.machine import Machine
 from modelzip.measure.memory import Memory
 from modelzip.measure.parity import Parity, ParityRow
+from modelzip.measure.robustness import RobustnessRow
 from modelzip.report.requirements import Outcome
 from modelzip.report.widths import LatencyFit
 from modelzip.train.state import Epoch
@@ -122,6 +123,7 @@ class Record:
     requirements: tuple[Outcome, ...]
     zeros: str = ""
     sensitivity: tuple[SensitivityRow, ...] = ()
+    robustness: tuple[RobustnessRow, ...] = ()
     hashes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ from modelzip.report import fastest
 from modelzip.report.classes import class_sections, f1_row
 from modelzip.report.fastest import situation, where
 from modelzip.report.record import Figures, Record
+from modelzip.report.robustness import ROBUSTNESS, robustness_rows
 from modelzip.report.sensitivity import SENSITIVITY, sensitivity_rows
 from modelzip.report.steps import step_sections
 from modelzip.report.text import Rows, count, kilobytes, percent, table, times
@@ -37,6 +38,8 @@ def terminal(record: Record) -> str:
     ]
     if record.requirements:
         parts.append(table(_requirements(record), ["required", "limit", "measured", "met"]))
+    if record.robustness:
+        parts.append(table(robustness_rows(record.robustness), ROBUSTNESS))
     return "\n\n".join(parts)
 
 
@@ -52,6 +55,7 @@ def markdown(record: Record) -> str:
         _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
         *step_sections(record),
         *class_sections(record),
+        _section("Robustness", robustness_rows(record.robustness), ROBUSTNESS),
         _section("Latency", _latency(record.latency), _LATENCY),
         "\n".join(f"- not measured: {line}" for line in record.missing),
         _section("Layers", _layers(record), _LAYERS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from modelzip.core.checkpoint import is_checkpoint
 from modelzip.core.prepare import Prepared
 from modelzip.core.running import evaluating
 from modelzip.data.base import Splits, length
+from modelzip.data.corrupted import Corrupted
 from modelzip.errors import DataError, SettingError
 from modelzip.train.features import feature_names
 from modelzip.train.loop import Run, epoch_steps, make_optimizer
@@ -104,7 +105,7 @@ def finetune(
             stack.enter_context(torch.enable_grad())  # for the student
         run = Run(
             prepared=prepared,
-            splits=splits,
+            splits=_augmented(splits, settings, seed=seed),
             settings=settings,
             batch_size=min(batch_size, length(splits.train)),
             total=training_steps(settings, splits, batch_size=batch_size),
@@ -127,6 +128,14 @@ def finetune(
         device=str(processes.device),
         processes=processes.count,
     )
+
+
+def _augmented(splits: Splits, settings: FineTune, *, seed: int) -> Splits:
+    if settings.augment is None:
+        return splits
+    share = settings.augment_share
+    train = Corrupted(splits.train, settings.augment, share=share, seed=seed)
+    return replace(splits, train=train)
 
 
 def _check_arguments(

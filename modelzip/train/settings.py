@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelzip.core import checks
+from modelzip.data.corruptions import check_ranges
 from modelzip.errors import SettingError
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -43,6 +45,9 @@ class FineTune:
             the model before training as a candidate, "best_or_start", so that training never
             loses; or that of the "last". A pretrained model that has seen the validation slice is
             hard to beat there.
+        augment: corruptions of training images and the levels, [low, high], that are drawn between,
+            such as {"jpeg": [50, 95]}; `corruptions.KINDS` lists them. Validation stays clean.
+        augment_share: the fraction of images that each epoch corrupts, in (0, 1].
         clip_norm: largest L2 norm of all gradients together; none by default.
         precision: "auto" is bfloat16 autocast where the processor computes it natively, else
             float32. Weights, optimizer and validation are float32 in any case.
@@ -73,6 +78,8 @@ class FineTune:
     feature_kind: str = "attention"
     feature_weight: float = 1.0
     keep: str = "best"
+    augment: Mapping[str, Sequence[float]] | None = None
+    augment_share: float = 0.6
     clip_norm: float | None = None
     precision: str = "auto"
     save_at: float | None = None
@@ -106,6 +113,9 @@ class FineTune:
         checks.choice("feature_kind", self.feature_kind, FEATURE_KINDS)
         checks.positive("feature_weight", self.feature_weight)
         checks.choice("keep", self.keep, KEEPS)
+        if self.augment is not None:
+            object.__setattr__(self, "augment", check_ranges("augment", self.augment))
+        checks.fraction("augment_share", self.augment_share, zero=False, one=True)
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm)
         checks.choice("precision", self.precision, PRECISIONS)

@@ -5,6 +5,7 @@ import yaml
 
 import modelzip as mz
 from modelzip.errors import SettingError
+from modelzip.measure.conditions import Robustness
 from modelzip.recipe.loader import dump, load, validate
 from modelzip.recipe.schema import Plan
 from modelzip.report.requirements import Requirement
@@ -49,6 +50,34 @@ def test_the_resolved_recipe_reads_back_equal(tmp_path):
     assert again == recipe
     assert again.model.train == mz.FineTune(epochs=2)
     assert again.resolved() == recipe.resolved()
+
+
+def test_robustness_is_read_and_written_back(tmp_path):
+    text = DIGITS + "robustness: {jpeg: [90, 50], pgd: [2/255], samples: 300}\n"
+    recipe = load(write(tmp_path, text))
+    assert recipe.robustness == Robustness(jpeg=(90, 50), pgd=(2 / 255,), samples=300)
+    assert load(write(tmp_path, dump(recipe), name="recipe.yaml")) == recipe
+    assert load(write(tmp_path)).robustness is None
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{jpg: [50]}", "robustness has no setting 'jpg'; did you mean 'jpeg'?"),
+        ("{jpeg: [500]}", "jpeg: quality must be an integer from 1 to 100, got 500"),
+        ("[jpeg]", "robustness must have a mapping of settings, got ['jpeg']"),
+        ("{}", "robustness names no condition; give one, such as jpeg: [75, 50]"),
+    ],
+)
+def test_a_wrong_robustness_is_told(section, message, tmp_path):
+    assert message in fails(write(tmp_path, f"{DIGITS}robustness: {section}\n"))
+
+
+def test_training_may_be_augmented_by_corruptions(tmp_path):
+    text = DIGITS.replace("{epochs: 1}", "{epochs: 1, augment: {jpeg: [50, 95]}}")
+    recipe = load(write(tmp_path, text))
+    assert recipe.steps[1] == mz.FineTune(epochs=1, augment={"jpeg": (50, 95)})
+    assert load(write(tmp_path, dump(recipe), name="recipe.yaml")) == recipe
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)

@@ -39,3 +39,11 @@ def test_repr_builds_the_same_settings():
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(SettingError, match=message):
         FineTune(**({"epochs": 1} | changes))
+
+
+def test_an_augmentation_is_checked_and_kept():
+    assert FineTune(epochs=1, augment={"jpeg": [50, 95]}).augment == {"jpeg": (50, 95)}
+    with pytest.raises(SettingError, match="augment has no choice 'jpg'; did you mean 'jpeg'"):
+        FineTune(epochs=1, augment={"jpg": [50, 95]})
+    with pytest.raises(SettingError, match=r"augment_share must be a fraction in \(0, 1\], got 60"):
+        FineTune(epochs=1, augment_share=60)

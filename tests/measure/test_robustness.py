@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import modelzip as mz
+from modelzip.data import digits
+from modelzip.errors import DataError, ModelError
+from modelzip.measure.conditions import Robustness
+from modelzip.measure.robustness import (
+    Answers,
+    Served,
+    answers,
+    by_class,
+    calibration_error,
+    check_fits,
+    measure_robustness,
+)
+
+
+class Table:
+    """A session whose outputs are given."""
+
+    inputs = ()
+
+    def __init__(self, outputs):
+        self.outputs = np.asarray(outputs, np.float32)
+
+    def run(self, inputs):
+        return [self.outputs]
+
+    def bind(self, inputs):
+        return lambda: None
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    data = digits()
+    inputs, labels = data.train.__getitems__(range(500))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    model.eval()
+    small = mz.prepare(
+        model, [mz.Int8()], example_inputs=inputs[:4], calibration=[(inputs, labels)]
+    ).convert()
+    pairs = [(model, folder / "float.onnx"), (small, folder / "int8.onnx")]
+    for module, path in pairs:
+        mz.export_onnx(module, (inputs[:4],), path)
+    return [Served(*pair) for pair in pairs]
+
+
+def measured(served, **settings):
+    found = Robustness(samples=100, attack_samples=60, draws=2, **settings)
+    return measure_robustness(found, *served, digits().test, classes=10, batch_size=50, seed=1)
+
+
+def test_there_is_a_row_for_clean_data_and_each_condition(served):
+    rows = measured(
+        served, jpeg=[50], bits=[8, 1], gaussian=[0.1], fgsm=[0.1], pgd=[0.1], bit_flips=[1e-3]
+    )
+    assert [str(row) for row in rows] == [
+        "clean",
+        "jpeg 50",
+        "bits 8",
+        "bits 1",
+        "gaussian 0.1",
+        "fgsm 0.1",
+        "fgsm transfer 0.1",
+        "pgd 0.1",
+        "pgd transfer 0.1",
+        "bit flips 0.001",
+    ]
+    assert [row.n for row in rows] == [100] * 5 + [60] * 4 + [200]
+    clean, attacked = rows[0], rows[7]
+    assert clean.baseline.accuracy.top1 > 0.85
+    assert attacked.baseline.accuracy.top1 < clean.baseline.accuracy.top1 - 0.2
+    assert attacked.compressed.accuracy.top1 < clean.compressed.accuracy.top1 - 0.2
+    assert rows == measured(
+        served, jpeg=[50], bits=[8, 1], gaussian=[0.1], fgsm=[0.1], pgd=[0.1], bit_flips=[1e-3]
+    )
+
+
+def test_a_row_agrees_with_the_files_answers(served):
+    (clean, _) = measured(served, brightness=[0.1])
+    inputs, labels = digits().test.__getitems__(range(0, 300, 3))
+    classes = [served[i].module(inputs).argmax(1) for i in (0, 1)]
+    for found, model in zip((clean.baseline, clean.compressed), classes, strict=True):
+        assert found.accuracy.correct == int((model == labels).sum())
+        seven = labels == 7
+        assert found.by_class[7] == pytest.approx(float((model == labels)[seven].float().mean()))
+    assert clean.flip_rate == pytest.approx(float((classes[0] != classes[1]).float().mean()))
+    changes = [
+        100 * (new - old)
+        for old, new in zip(clean.baseline.by_class, clean.compressed.by_class, strict=True)
+    ]
+    assert clean.worst_change == min(changes) == changes[clean.worst_class]
+
+
+def test_a_model_against_itself_never_flips(served):
+    rows = measured([served[0], served[0]], webp=[50], fgsm=[0.05], bit_flips=[1e-3])
+    assert {row.flip_rate for row in rows} == {0.0}
+    assert {row.worst_change for row in rows} == {0.0}
+
+
+def test_answers_that_are_not_finite_are_wrong():
+    batch = (None, torch.tensor([0, 0, 1]))
+    found = answers(Table([[2, 2], [np.nan, 1], [np.inf, 0]]), [batch])
+    assert found.classes.tolist() == [0, -1, -1]
+    assert found.confidence.tolist() == [0.5, 0, 0]
+    assert found.right.tolist() == [True, False, False]
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    right = np.array([True, True, True, False, True, False])
+    # four samples 0.2 over their accuracy of 0.75, two 0.05 over theirs of 0.5
+    expected = (4 * 0.2 + 2 * 0.05) / 6
+    assert calibration_error(confidence, right, bins=10) == pytest.approx(expected)
+    assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
+
+
+def test_a_class_without_samples_has_no_accuracy():
+    labels = np.array([0, 0, 2])
+    found = Answers(classes=np.array([0, 1, 2]), confidence=np.ones(3), labels=labels)
+    assert by_class(found, classes=3) == (0.5, None, 1.0)
+
+
+def test_what_cannot_be_measured_is_told_or_raised(served):
+    stuck = Served(nn.Sequential(served[0].module, nn.Threshold(1e9, 0.0)), served[0].path)
+    lines = []
+    rows = measure_robustness(
+        Robustness(fgsm=[0.1], jpeg=[50], samples=20),
+        stuck,
+        served[1],
+        digits().test,
+        classes=10,
+        failed=lines.append,
+    )
+    assert [row.condition for row in rows] == ["clean", "jpeg"]
+    assert lines == ["fgsm 0.1: Sequential gives no gradients: they are all zero"]
+    with pytest.raises(ModelError, match="Sequential gives no gradients"):
+        measured([stuck, served[1]], fgsm=[0.1])
+
+
+def test_conditions_are_checked_against_the_data():
+    check_fits(Robustness(jpeg=[50], fgsm=[0.1]), digits().test)
+    tokens = [(torch.zeros(4).long(), 0)] * 2
+    for settings in ({"jpeg": [50]}, {"fgsm": [0.1]}):
+        with pytest.raises(DataError, match="corruptions are for images"):
+            check_fits(Robustness(**settings), tokens)
+    check_fits(Robustness(bit_flips=[0.1]), tokens)
