@@ -133,11 +133,16 @@ class Writer:
 
 
 class Reader:
-    """An archive, memory-mapped: the spec is read and checked now, each blob when asked for."""
+    """An archive, memory-mapped: the spec is read and checked now, each blob when asked for.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        whole: refuse a file that is cut short; else only its blobs that are not there.
+    """
+
+    def __init__(self, path: str | Path, *, whole: bool = True) -> None:
         self._file = Mapped(path)
         self._name = str(path)
+        self._whole = whole
         try:
             self.spec, self.blobs = self._read()
         except ArchiveError:
@@ -146,10 +151,9 @@ class Reader:
 
     def blob(self, name: str) -> memoryview:
         """The bytes of a blob, read-only. ArchiveError if they are not those that were written."""
-        if name not in self.blobs:
-            raise ArchiveError(f"{self._name} has no blob {name!r} among its {len(self.blobs)}")
-        blob = self.blobs[name]
         self._file.release_pages()
+        blob = self._find(name)
+        self._check_end(blob)
         data = self._file.view[blob.offset : blob.offset + blob.size]
         found = _checksum(data)
         if found != blob.crc32:
@@ -158,6 +162,27 @@ class Reader:
                 f"{blob.offset + blob.size}, has CRC-32 {found} and not {blob.crc32}; copy it again"
             )
         return data
+
+    def part(self, name: str, start: int, stop: int) -> memoryview:
+        """Bytes of a blob from `start` to `stop`, for one with checksums of its own: not checked.
+
+        They are fewer where the file is cut short.
+        """
+        blob = self._find(name)
+        stop = min(stop, blob.size)
+        return self._file.view[blob.offset + start : blob.offset + stop]
+
+    def _find(self, name: str) -> Blob:
+        if name not in self.blobs:
+            raise ArchiveError(f"{self._name} has no blob {name!r} among its {len(self.blobs)}")
+        return self.blobs[name]
+
+    def _check_end(self, blob: Blob) -> None:
+        if blob.offset + blob.size > self._file.size:
+            raise ArchiveError(
+                f"{self._name} is cut short: blob {blob.name!r} is bytes {blob.offset} to "
+                f"{blob.offset + blob.size}, and the file ends at {self._file.size}"
+            )
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Blob]]:
         view = self._file.view
@@ -169,12 +194,8 @@ class Reader:
         spec = parse_json(text.encode(), f"the spec of {self._name}")
         blobs = _listed(self._name, spec, start)
         _compare(self._name, bytes(view[:start]), make_header(text, blobs))
-        for blob in blobs:
-            if blob.offset + blob.size > len(view):
-                raise ArchiveError(
-                    f"{self._name} is cut short: blob {blob.name!r} is bytes {blob.offset} to "
-                    f"{blob.offset + blob.size}, and the file ends at {len(view)}"
-                )
+        for blob in blobs if self._whole else ():
+            self._check_end(blob)
         end = blobs[-1].offset + blobs[-1].size if blobs else start
         if end < len(view):
             raise ArchiveError(f"{self._name} has {len(view) - end} bytes after its end at {end}")

@@ -3,6 +3,7 @@
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Normalised, Splits, build, loader
 from modelzip.data.checking import calibration_batches, check
+from modelzip.data.packed import ChunkShuffled, PackedDataset, pack
 from modelzip.data.sms import sms_spam
 from modelzip.data.sources import cifar10, digits, fashion_mnist, image_folder, npz
 from modelzip.data.text import sst2
@@ -10,7 +11,9 @@ from modelzip.data.text import sst2
 __all__ = [
     "ArrayDataset",
     "Augmented",
+    "ChunkShuffled",
     "Normalised",
+    "PackedDataset",
     "Splits",
     "build",
     "calibration_batches",
@@ -21,6 +24,7 @@ __all__ = [
     "image_folder",
     "loader",
     "npz",
+    "pack",
     "sms_spam",
     "sst2",
 ]

@@ -452,3 +452,18 @@ def test_full_disk_leaves_the_file_that_was_there(path: Path, whole: bytes, size
         write(path, {"a": b"x" * 100_000})
     assert path.read_bytes() == whole
     assert folder(path) == [path.name]
+
+
+def test_a_part_and_what_is_whole_of_a_file_that_is_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.mzip"
+    with Writer(path) as writer:
+        writer.add("first", b"1234")
+        writer.add("second", b"5678")
+        writer.finish({})
+    path.write_bytes(path.read_bytes()[:-2])
+    with Reader(path, whole=False) as archive:
+        assert bytes(archive.blob("first")) == b"1234"
+        assert bytes(archive.part("first", 1, 9)) == b"234"
+        assert bytes(archive.part("second", 0, 4)) == b"56"
+        with pytest.raises(ArchiveError, match="is cut short: blob 'second' is bytes"):
+            archive.blob("second")

@@ -33,10 +33,15 @@ def _load(module: str, name: str) -> Any:
         raise MissingExtraError(package, extra="archive", purpose=purpose) from error
 
 
-def _write_zstd(data: memoryview) -> bytes:
+def compress_zstd(data: memoryview, level: int) -> bytes:
+    """A frame as `ZSTD` writes it, at a level from 1 to 22."""
     zstd = _load("zstandard", "zstd")
-    coder = zstd.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False, write_content_size=True)
+    coder = zstd.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
     return bytes(coder.compress(data))
+
+
+def _write_zstd(data: memoryview) -> bytes:
+    return compress_zstd(data, ZSTD_LEVEL)
 
 
 def _read_zstd(data: memoryview, size: int) -> bytes:
