@@ -1,6 +1,6 @@
 """SMS Spam Collection: settings tried one by one, and the recipe beside TF-IDF and a linear SVM.
 
-    python benchmarks/sms_spam.py grid       a quarter of an hour on one core
+    python benchmarks/sms_spam.py grid       half an hour on one core
     python benchmarks/sms_spam.py final      two minutes
 
 grid: recipes/sms_spam.yaml's model trained as it says, and with one setting changed at a time,
