@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from modelzip.cli import files, recipes  # noqa: F401  their commands join the application
+from modelzip.cli import data, files, recipes  # noqa: F401  their commands join the application
 from modelzip.cli.app import app, say
 from modelzip.errors import ModelzipError
 
