@@ -381,3 +381,36 @@ def test_a_codec_that_is_not_installed_names_its_extra(path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     with pytest.raises(MissingExtraError, match=r"'png' needs Pillow: .*modelzip\[images\]"):
         pack(images(), path, codec="png")
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_changed_byte_anywhere_costs_samples_and_never_changes_one(tmp_path, single):
+    path = tmp_path / "whole.mzd"
+    pack(images(), path, chunk=8, single=single, codec="zlib")
+    whole, pixels = path.read_bytes(), smooth()
+
+    @given(st.integers(0, len(whole) - 1), st.integers(1, 255))
+    @settings(max_examples=60, deadline=None)
+    def check(at, change):
+        data = bytearray(whole)
+        data[at] ^= change
+        path.write_bytes(data)
+        try:
+            found = PackedDataset(path)
+        except ArchiveError:  # in the header
+            return
+        lost = {number for samples, _ in found.damaged() for number in samples}
+        assert 0 < len(lost) <= 8
+        kept = [number for number in range(20) if number not in lost]
+        assert torch.equal(found.batch(kept)[0], pixels[kept])
+
+    check()
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    text = Path(__file__).parents[2].joinpath("docs/data.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert names["label"] == 7
+    assert names["inputs"].dtype == torch.float32  # type: ignore[attr-defined]
