@@ -87,7 +87,9 @@ def _find_steps(values: Floats, axis: int | None) -> Floats | None:
     channels = [values] if axis is None else np.moveaxis(values, axis, 0)
     steps = np.ones(len(channels), values.dtype)
     for index, channel in enumerate(channels):
-        magnitudes = np.abs(channel[channel != 0])
+        magnitudes = np.abs(channel).reshape(-1)
+        if not magnitudes.all():
+            magnitudes = magnitudes[magnitudes > 0]
         if magnitudes.size:
             step = _find_step(magnitudes)
             if step is None:
@@ -99,7 +101,8 @@ def _find_steps(values: Floats, axis: int | None) -> Floats | None:
 def _find_step(magnitudes: Floats) -> Any:
     """The largest step of which all `magnitudes`, above 0, are multiples; None if there is none."""
     smallest, largest = float(magnitudes.min()), float(magnitudes.max())
-    counts = np.rint(largest / smallest * SMALLEST)
+    with np.errstate(over="ignore"):  # to infinity, which is over LARGEST
+        counts = np.rint(largest / smallest * SMALLEST)
     counts = counts[counts <= LARGEST]
     guesses = (largest / counts).astype(magnitudes.dtype)
     ulps = guesses.view(f"i{guesses.itemsize}")[:, None] + NEAR.astype(f"i{guesses.itemsize}")

@@ -160,7 +160,7 @@ def _write_groups(
 
     with ThreadPoolExecutor(threads) as pool:
         for group in groups(parts.tensors):
-            while len(waiting) > threads:
+            while len(waiting) >= threads:
                 finish()
             waiting.append((group, pool.submit(_encode, parts, group, codec)))
         while waiting:

@@ -138,3 +138,8 @@ def test_grids_that_cannot_be_are_refused() -> None:
     for step in (0, -1, np.nan, np.inf, 1e-40, 3e38):
         refused("a grid of steps .* has no values at", one * np.float32(step), 2 * q, None)
     refused("a grid has integers to 32766, not 40000 to 40000", one, 40000 * q.astype(int), None)
+
+
+def test_magnitudes_of_all_sizes_are_no_grid():
+    values = np.array([1e-308, 3e305, 1.7e308] * 20)
+    assert find_grid(values) is None

@@ -35,6 +35,7 @@ MOST_LANES = 8192
 FEW_LANES = 16
 GROUP = 1 << 18
 WORD = np.uint32(16)
+_NONE = np.zeros(256, np.int64)
 States = NDArray[np.uint32]
 
 
@@ -51,8 +52,8 @@ def encode(values: NDArray[Any]) -> Encoded:
     if not flat.size:
         return Encoded({}, b"")
     low = int(flat.min())
-    symbols = (flat.astype(np.int16) - low).astype(np.uint8)
-    table, _ = make_table(np.bincount(symbols), low)
+    symbols = flat.view(np.uint8) - np.uint8(low % 256)  # modulo 256, where none is beyond 255
+    table, _ = make_table(_count(symbols), low)
     states, words = _encode(symbols, table)
     parts = [table.write(), states.astype("<u4").tobytes(), words.astype("<u2").tobytes()]
     return Encoded({}, b"".join(parts))
@@ -83,6 +84,13 @@ def decode(
         return _decode(states, words, table, kinds, size).reshape(shape)
     except ArchiveError as error:
         raise ArchiveError(f"lanes: {error}") from error
+
+
+def _count(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each is there, up to the largest; in parts, as numpy makes 8 bytes of each."""
+    parts = range(0, symbols.size, GROUP)
+    count = sum((np.bincount(symbols[at : at + GROUP], minlength=256) for at in parts), _NONE)
+    return count[: int(symbols.max()) + 1]
 
 
 def _encode(symbols: NDArray[np.uint8], table: Table) -> tuple[States, NDArray[np.uint16]]:
