@@ -141,5 +141,5 @@ def test_grids_that_cannot_be_are_refused() -> None:
 
 
 def test_magnitudes_of_all_sizes_are_no_grid():
-    values = np.array([1e-308, 3e305, 1.7e308] * 20)
+    values = np.array([1.0, 1e307] * 20)
     assert find_grid(values) is None
