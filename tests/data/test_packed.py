@@ -90,6 +90,20 @@ def test_filters_are_undone(dtype, shape, data):
     assert found.tobytes() == values.tobytes()
 
 
+def test_bytes_in_planes_are_undone_in_place():
+    row = np.array([[5, 7, 4]], np.uint8)
+    names = ["delta:0", "planes"]
+    assert filters.undo(filters.apply(row, names), names, (1, 3), row.dtype).tolist() == [[5, 7, 4]]
+
+
+def test_filters_of_samples_without_numbers():
+    for shape in ((2, 0), (2, 0, 3), (2, 3, 0)):
+        empty = np.zeros(shape, np.uint8)
+        for names in (["delta:0"], ["delta:-1", "sparse"], ["planes"]):
+            data = filters.apply(empty, names)
+            assert filters.undo(data, names, shape, empty.dtype).shape == shape
+
+
 def test_filters_by_hand():
     row = np.array([[5, 7, 4]], np.uint8)
     assert filters.apply(row, ["delta:0"]) == bytes([5, 2, 253])

@@ -113,7 +113,8 @@ def _unfold(data: bytes, last: str, shape: Sequence[int], dtype: np.dtype[Any]) 
         raise ArchiveError(f"there are {len(data)} bytes, not {count * dtype.itemsize}")
     if last == "planes":
         planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, *shape)
-        return np.ascontiguousarray(np.moveaxis(planes, 0, -1)).view(dtype).reshape(shape)
+        values = np.array(np.moveaxis(planes, 0, -1), order="C")  # a copy that may be changed
+        return values.view(dtype).reshape(shape)
     return np.frombuffer(bytearray(data), dtype).reshape(shape)  # bytearray: to be changed
 
 
@@ -134,7 +135,9 @@ def _delta(rows: Array) -> None:
 
 
 def _sum(rows: Array) -> None:
-    if len(rows) > rows[:1].size:
+    if not rows.size:  # accumulate takes no empty rows
+        return
+    if len(rows) > rows[0].size:
         np.add.accumulate(rows.copy(), axis=0, dtype=rows.dtype, out=rows)
         return
     for index in range(1, len(rows)):  # five times as fast as accumulate, whose sums are one by one
