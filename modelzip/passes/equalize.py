@@ -59,7 +59,7 @@ class Equalize(Pass):
             raise SelectionError(
                 f"equalize finds no two layers with only batch norm, ReLU or pools between: {why}"
             )
-        used = {name for pair in pairs for name in pair if name is not None}
+        used = dict.fromkeys(name for pair in pairs for name in pair if name is not None)
         touched = {name: model.get_submodule(name) for name in used}
         surgery.refuse_tied(model, touched, pass_name=self.name)
         surgery.refuse_computed(touched, pass_name=self.name)
