@@ -54,6 +54,7 @@ def test_every_command_is_shown():
         "bundle",
         "check",
         "compare",
+        "data",
         "list",
         "measure",
         "pack",
