@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,11 +215,21 @@ def test_an_order_that_thrashes_chunks_is_an_error(path):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_the_file_themselves(path, context):
+    """In a process of its own: torch's loader leaves a handler of SIGCHLD in this one."""
     pack(images(), path, chunk=4)
-    data = PackedDataset(path)
+    code = f"""
+import torch
+from torch.utils.data import DataLoader
+from modelzip.data import PackedDataset
+if __name__ == "__main__":
+    data = PackedDataset({str(path)!r})
     assert data[3][1] == 3
-    batches = DataLoader(data, batch_size=5, num_workers=1, multiprocessing_context=context)
-    assert torch.equal(torch.cat([x for x, _ in batches]), smooth())
+    batches = DataLoader(data, batch_size=5, num_workers=1, multiprocessing_context={context!r})
+    torch.save(torch.cat([x for x, _ in batches]), {str(path) + ".pt"!r})
+"""
+    (script := path.with_suffix(".py")).write_text(code)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=120)
+    assert torch.equal(torch.load(f"{path}.pt", weights_only=True), smooth())
 
 
 def _wait(path: Path, ready: object) -> None:
