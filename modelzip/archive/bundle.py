@@ -11,21 +11,20 @@ import gzip
 import hashlib
 import io
 import os
-import secrets
 import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from modelzip.archive.aside import written_aside
 from modelzip.archive.members import Source, bad_name
 from modelzip.archive.progress import Advance, advancing
 from modelzip.archive.unbundle import SUFFIXES, SUMS
-from modelzip.errors import OutputError, SettingError
+from modelzip.errors import SettingError
 
 REPORT = ("recipe.yaml", "report.json", "report.md")
 MODEL, ARCHIVE = "model.onnx", "model.mzip"
@@ -72,25 +71,18 @@ def bundle(
         raise SettingError(f"a bundle is a {', '.join(SUFFIXES)}, got {path.name!r}")
     files = _files(Path(folder), onnx=onnx)
     before = sum(file.stat().st_size for file in files)
-    partial = path.with_name(f".modelzip-{secrets.token_hex(8)}.partial")
-    try:
-        with partial.open("xb") as out, advancing("bundling", before, shown=progress) as advance:
-            entries = _entries(files, advance)
-            if suffix == ".zip":
-                _write_zip(out, entries)
-            elif suffix == ".tar":
-                _write_tar(out, entries)
-            else:
-                with gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=0) as deflated:
-                    _write_tar(cast("IO[bytes]", deflated), entries)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with (
+        written_aside(path) as out,
+        advancing("bundling", before, shown=progress) as advance,
+    ):
+        entries = _entries(files, advance)
+        if suffix == ".zip":
+            _write_zip(out, entries)
+        elif suffix == ".tar":
+            _write_tar(out, entries)
+        else:
+            with gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=0) as deflated:
+                _write_tar(cast("IO[bytes]", deflated), entries)
     return Bundled(path, tuple(file.name for file in files), before, path.stat().st_size)
 
 

@@ -15,8 +15,6 @@ from S, so a reader makes it again and compares: a changed bit anywhere is found
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import tempfile
 import zlib
@@ -26,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelzip.archive.aside import written_aside
 from modelzip.archive.header import MAX_HEADER, PREFIX, is_text, parse_json, read_header
 from modelzip.archive.mapped import Mapped
 from modelzip.errors import ArchiveError, OutputError
@@ -87,21 +86,10 @@ class Writer:
     def finish(self, spec: Mapping[str, Any]) -> None:
         """Put the archive in place, with `spec`: JSON values, by any names except "blobs"."""
         header = self._header(spec)
-        partial = self._path.with_name(f".modelzip-{secrets.token_hex(8)}.partial")
-        try:
+        with written_aside(self._path) as file:
             self._data.seek(0)
-            with partial.open("xb") as file:
-                file.write(header)
-                shutil.copyfileobj(self._data, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._path)
-            _sync_folder(self._path.parent)
-        except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
-        finally:
-            with suppress(OSError):  # it is not there after a success
-                partial.unlink(missing_ok=True)
+            file.write(header)
+            shutil.copyfileobj(self._data, file, 1 << 20)
         self._finished = True
 
     def _header(self, spec: Mapping[str, Any]) -> bytes:
@@ -284,13 +272,3 @@ def _json(value: Any) -> str:
 
 def _checksum(data: bytes | memoryview) -> str:
     return f"{zlib.crc32(data):08x}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where a folder can be opened for that."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

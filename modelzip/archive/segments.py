@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from modelzip.archive import onnx_segments, safetensors_segments
 from modelzip.archive.header import has_header
@@ -83,7 +83,7 @@ def join(
     skeleton: bytes | memoryview,
     lengths: Sequence[Any],
     data: Iterable[bytes | memoryview],
-    out: BinaryIO,
+    out: IO[bytes],
 ) -> None:
     """Write the file that was split to `out`, from its skeleton and the `data` of its tensors.
 

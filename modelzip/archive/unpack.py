@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import zlib
 from bisect import bisect_left
 from collections import deque
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modelzip.archive import nibbles
+from modelzip.archive.aside import written_aside
 from modelzip.archive.container import Reader
 from modelzip.archive.index import KINDS, Stored, read_index
 from modelzip.archive.layout import Piece, bytes_of, piece_shape
@@ -29,7 +29,7 @@ from modelzip.archive.segments import join
 from modelzip.archive.spans import Span
 from modelzip.archive.tensors import TORCH_TYPES
 from modelzip.archive.unbundle import is_bundle, unbundle
-from modelzip.errors import ArchiveError, OutputError
+from modelzip.errors import ArchiveError
 
 LIMIT = 1 << 38  # bytes that an archive may ask for
 
@@ -152,27 +152,18 @@ class Archive(Mapping[str, Tensor]):
         """Write the file that was packed, whole or not at all. OutputError if it cannot be."""
         path = Path(path)
         refuse_same(self._path, path)
-        partial = path.with_name(f".modelzip-{secrets.token_hex(8)}.partial")
         lengths = [(gap, s.size) for gap, s in zip(self._gaps, self._spans, strict=True)]
-        try:
-            with (
-                partial.open("xb") as file,
-                advancing("unpacking", self.size, shown=progress) as advance,
-            ):
+        with (
+            written_aside(path) as file,
+            advancing("unpacking", self.size, shown=progress) as advance,
+        ):
 
-                def data() -> Iterator[memoryview]:
-                    for piece, found in self._in_parallel(range(len(self._groups))):
-                        yield found.data
-                        advance(piece.size)
+            def data() -> Iterator[memoryview]:
+                for piece, found in self._in_parallel(range(len(self._groups))):
+                    yield found.data
+                    advance(piece.size)
 
-                join(self.skeleton(), lengths, data(), file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+            join(self.skeleton(), lengths, data(), file)
 
     def test(self) -> None:
         """Decode everything. ArchiveError for the first thing that is not what was packed."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modelzip.archive.aside import written_aside
 from modelzip.data.packed.dataset import PackedDataset
-from modelzip.errors import DataError, OutputError
+from modelzip.errors import DataError
 
 
 def unpack(data: PackedDataset, path: str | Path, *, keep_going: bool = False) -> list[str]:
@@ -32,7 +30,9 @@ def unpack(data: PackedDataset, path: str | Path, *, keep_going: bool = False) -
     kept = [number for number in range(len(data)) if number not in gone]
     if not kept:
         raise DataError(f"{data.path}: no sample of {len(data)} is whole")
-    _write(Path(path), _arrays(data, kept))
+    arrays = _arrays(data, kept)
+    with written_aside(Path(path)) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its flag is not among the names
     return [reason for _, reason in lost]
 
 
@@ -47,18 +47,3 @@ def _arrays(data: PackedDataset, kept: list[int]) -> dict[str, NDArray[Any]]:
         "lengths": np.array([len(row) for row in arrays], np.int64),
         "labels": np.array(targets, np.int64),
     }
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    partial = path.with_name(f".modelzip-{secrets.token_hex(8)}.partial")
-    try:
-        with partial.open("xb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # its flag is not among the names
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # it is not there after a success
-            partial.unlink(missing_ok=True)
