@@ -33,10 +33,11 @@ is bounded, if arrays have the sizes that `code_rows` asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
+
+from modelzip.archive.integers.jit import jit, jit_or
 
 PRECISION = 15  # bits of a frequency
 SPARE = 12  # bits more that tables keep, so that small changes add up
@@ -107,48 +108,23 @@ def _even(symbols: int) -> list[int]:
     return [*starts, TOTAL]
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _jit(function: Function) -> Function:
-    """`function` compiled at its first call, or as it is where numba is not installed."""
-    try:
-        import numba
-    except ImportError:
-        return function
-    try:
-        return cast(Function, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # no folder in which to keep compiled code
-        return cast(Function, numba.njit(nogil=True)(function))
-
-
-@_jit
+@jit
 def _word(words: Any, at: Any) -> Any:
     return _U(words[min(at, words.size - 1)])  # where they are cut off, the last again and again
 
 
-@_jit
+@jit
 def _refill(state: Any, words: Any, at: Any) -> Any:
     low = state < _LOW
     fuller = (state << _HALF) | _word(words, at)  # needed or not: quicker than a branch
     return (fuller if low else state), at + _I(low)
 
 
-def _or(plain: Function) -> Callable[[Function], Function]:
-    """A decorator: compiled or, without numba, `plain`, the same in fewer steps of Python."""
-
-    def choose(function: Function) -> Function:
-        compiled = _jit(function)
-        return plain if compiled is function else compiled
-
-    return choose
-
-
 def _count_to_by_numpy(table: Any, last: Any) -> Any:
     return table.searchsorted(last, "right")
 
 
-@_or(_count_to_by_numpy)
+@jit_or(_count_to_by_numpy)
 def _count_to(table: Any, last: Any) -> Any:
     """How many entries are at most `last`."""
     count = np.int32(0)
@@ -157,7 +133,7 @@ def _count_to(table: Any, last: Any) -> Any:
     return count
 
 
-@_jit
+@jit
 def _take_symbol(state: Any, words: Any, at: Any, table: Any) -> Any:
     slot = _I(state & _SLOTS)
     last = np.int32(((slot + 1) << SPARE) - 1)
@@ -169,7 +145,7 @@ def _take_symbol(state: Any, words: Any, at: Any, table: Any) -> Any:
     return _I(after) - 1, state, at
 
 
-@_jit
+@jit
 def _symbol_record(table: Any, symbol: Any) -> Any:
     """What `put_words` has to know of a symbol: where it starts, and its frequency, never 0."""
     start = _I(table[symbol]) >> SPARE
@@ -177,7 +153,7 @@ def _symbol_record(table: Any, symbol: Any) -> Any:
     return np.uint32((start << 16) | (end - start))
 
 
-@_jit
+@jit
 def _raw_record(value: Any, bits: Any) -> Any:
     return np.uint32((value << 21) | (bits << 16))  # its frequency reads as 0
 
@@ -188,7 +164,7 @@ def _adapt_by_numpy(tables: Any, counts: Any, context: Any, symbol: Any, rates: 
     counts[context] = min(counts[context] + 1, rates.size - 1)
 
 
-@_or(_adapt_by_numpy)
+@jit_or(_adapt_by_numpy)
 def _adapt(tables: Any, counts: Any, context: Any, symbol: Any, rates: Any) -> None:
     count = counts[context]
     rate = np.int32(rates[count])
@@ -200,7 +176,7 @@ def _adapt(tables: Any, counts: Any, context: Any, symbol: Any, rates: Any) -> N
     counts[context] = count + (count < rates.size - 1)
 
 
-@_jit
+@jit
 def _predict(values: Any, at: Any, tap: Any, width: Any) -> Any:
     """What the taps before this one in its kernel suggest, times 64."""
     x = tap % width
@@ -216,7 +192,7 @@ def _predict(values: Any, at: Any, tap: Any, width: Any) -> Any:
     return guess
 
 
-@_jit
+@jit
 def code_rows(
     encoding: Any,
     values: Any,
@@ -327,7 +303,7 @@ def code_rows(
     return (made if encoding else at), state, wrong
 
 
-@_jit
+@jit
 def put_words(records: Any, made: Any, words: Any) -> Any:
     """Fill the end of `words` with what `code_rows` reads; returns the index of the first."""
     state = _LOW

@@ -1,20 +1,8 @@
 import math
 
 import numpy as np
-import pytest
 
 from modelzip.archive.integers import kernels
-
-
-def doubled(n):
-    return 2 * n
-
-
-def test_without_a_folder_for_its_cache_code_is_compiled_all_the_same(monkeypatch):
-    caching = pytest.importorskip("numba.core.caching")
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    assert kernels._jit(doubled)(21) == 42
-    assert kernels._jit(doubled) is not doubled
 
 
 def test_tables_of_logarithms_and_powers_are_rounded_down():

@@ -41,6 +41,17 @@ def test_sizes_about_a_row_and_a_group_come_back(count: int) -> None:
         np.testing.assert_array_equal(unpack(lanes.encode(values).data, values), values)
 
 
+def test_compiled_decoding_finds_what_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    values = bell(40 * lanes.PER_LANE + 3)
+    data = lanes.encode(values).data
+    monkeypatch.setattr(lanes, "LONG", 1)
+    monkeypatch.setattr(lanes, "_take", None)  # numpy's, which may not be called
+    np.testing.assert_array_equal(unpack(data, values), values)
+    refused(data[:-2], values.size, "words are needed")
+    refused(data + b"xx", values.size, "data is left")
+
+
 def test_the_most_lanes_are_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "MOST_LANES", 64)
     values = bell(lanes.PER_LANE * 2 * lanes.MOST_LANES, 0.5)
@@ -87,17 +98,20 @@ def test_bytes_of_version_one_are_still_read() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_damaged_bytes_are_refused_or_decode_to_other_integers(data: st.DataObject) -> None:
-    values = bell(2500)
+    values = bell(data.draw(st.sampled_from([2500, 20000])))  # of few lanes, and of many
+    long = data.draw(st.sampled_from([1, lanes.LONG]))  # by numba, and by numpy
     whole = bytearray(lanes.encode(values).data)
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    for damaged in (bytes(whole), cut):
-        try:
-            found = unpack(damaged, values)
-        except ArchiveError:
-            continue
-        assert found.shape == values.shape
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "LONG", long)
+        for damaged in (bytes(whole), cut):
+            try:
+                found = unpack(damaged, values)
+            except ArchiveError:
+                continue
+            assert found.shape == values.shape
 
 
 @settings(deadline=None)
