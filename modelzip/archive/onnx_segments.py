@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelzip.archive.protobuf import LENGTH, VARINT, Field, fields, varint
-from modelzip.archive.spans import MAX_DIMS, MAX_NAME, Span, span
+from modelzip.archive.spans import MAX_DIMS, Span, span
 from modelzip.errors import ArchiveError
 
 MAX_DEPTH = 100  # protobuf's own
+MAX_NAME = 1000  # characters that are listed of a name, which stays whole in the file
 
 IR_VERSION, GRAPH = 1, 7  # of a model
 NODE_OUTPUT, NODE_NAME = 2, 3

@@ -14,7 +14,6 @@ ITEM_BITS = {
     **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 64),
     "complex128": 128,
 }
-MAX_NAME = 200
 MAX_DIMS = 64
 MOST_VALUES = 1 << 59  # of 16 bytes: what sizes of 64 bits can count, zeros aside
 
@@ -46,7 +45,7 @@ def span(name: str, dtype: str | None, shape: Sequence[int], *, offset: int, siz
     fits = fits and is_countable(shape)
     if dtype is None or not fits:
         dtype, shape = "uint8", (size,)
-    name = name[:MAX_NAME].encode(errors="replace").decode()  # no half of a surrogate pair
+    name = name.encode(errors="replace").decode()  # no half of a surrogate pair
     return Span(name, dtype, tuple(shape), offset, size)
 
 

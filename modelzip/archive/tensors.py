@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelzip.archive.container import METADATA
+from modelzip.archive.header import is_text
 from modelzip.archive.spans import Span, span
 from modelzip.errors import ArchiveError
 
@@ -46,6 +48,8 @@ class InMemory:
             tensor = torch.as_tensor(value).detach() if _is_array(value) else None
             if not isinstance(name, str) or tensor is None or tensor.layout != torch.strided:
                 raise ArchiveError(f"cannot pack {name!r}: a {type(value).__name__} is no tensor")
+            if name == METADATA or not is_text(name):
+                raise ArchiveError(f"cannot pack {name!r}: safetensors has no such name; rename it")
             if tensor.dtype not in _TYPES:
                 raise ArchiveError(f"cannot pack {name!r}: safetensors has no type {tensor.dtype}")
             code, dtype = _TYPES[tensor.dtype]

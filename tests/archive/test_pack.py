@@ -226,6 +226,14 @@ def test_tensors_of_many_axes_come_back(codec: str, tmp_path: Path) -> None:
         assert same(archive["many"], state["many"])
 
 
+def test_long_names_stay_whole(tmp_path: Path) -> None:
+    state = {"block." * 100 + end: torch.randn(50) for end in ("weight", "bias")}
+    pack(state, tmp_path / "a.mzip")
+    assert load_file(unpack(tmp_path / "a.mzip", tmp_path / "a.safetensors")).keys() == state.keys()
+    with open_archive(tmp_path / "a.mzip") as archive:
+        assert all(same(archive[name], tensor) for name, tensor in state.items())
+
+
 def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a text")
     with pytest.raises(ArchiveError, match=r"cannot pack .*a\.txt"):
@@ -236,6 +244,9 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArchiveError, match=re.escape(message)):
             pack({"a": value}, tmp_path / "a.mzip")
+    for name in ("__metadata__", "\ud800"):
+        with pytest.raises(ArchiveError, match="safetensors has no such name; rename it"):
+            pack({name: torch.zeros(2)}, tmp_path / "a.mzip")
     with pytest.raises(SettingError, match="there is no codec 'zsdt'; did you mean 'zstd'"):
         pack({}, tmp_path / "a.mzip", codec="zsdt")
     assert not (tmp_path / "a.mzip").exists()
