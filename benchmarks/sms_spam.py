@@ -32,6 +32,8 @@ from tabulate import tabulate
 from modelzip.core.prepare import Prepared
 from modelzip.data import Splits, sms_spam
 from modelzip.data.sms import CLASSES, Messages, cleaning
+from modelzip.data.text import Sentences
+from modelzip.data.typos import mistyped
 from modelzip.measure.accuracy import Accuracy, Predictions, accuracy
 from modelzip.measure.classes import class_scores, f1
 from modelzip.recipe import loader
@@ -67,17 +69,17 @@ def scores(found: Iterable[Predictions]) -> tuple[Accuracy, float]:
     return accuracy(whole), f1(class_scores(whole, CLASSES)) or 0.0
 
 
-def predicted(model: torch.nn.Module, messages: Messages) -> Predictions:
+def predicted(model: torch.nn.Module, messages: Sentences) -> Predictions:
     inputs, targets = messages.__getitems__(range(len(messages)))
     with torch.no_grad():
         return Predictions(outputs=model(inputs).numpy(), labels=targets.numpy())
 
 
-def mistyped(messages: Messages) -> Messages:
+def noisy(messages: Messages) -> Sentences:
     """The same messages with typing errors."""
-    found = messages.noised(**NOISE)
-    found.set_epoch(0)
-    return found
+    generator = np.random.default_rng(0)
+    texts = [mistyped(text, generator, **NOISE) for text in messages.texts]
+    return messages.rewritten(range(len(texts)), texts)
 
 
 def grid() -> None:
@@ -85,7 +87,7 @@ def grid() -> None:
     assert isinstance(recipe.model.train, FineTune)
     rows = []
     for name, (data, net, training) in GRID.items():
-        plain, noisy = [], []
+        plain, noised = [], []
         for seed in SEEDS:
             splits = sms_spam(seed=seed, **data)
             torch.manual_seed(seed)
@@ -101,9 +103,9 @@ def grid() -> None:
                 progress=False,
             )
             plain.append(predicted(prepared.model.eval(), splits.validation))
-            noisy.append(predicted(prepared.model.eval(), mistyped(splits.validation)))
+            noised.append(predicted(prepared.model.eval(), noisy(splits.validation)))
         count = sum(p.numel() for p in prepared.model.parameters())
-        row = [name, count, *(text for found in (plain, noisy) for text in shown(*scores(found)))]
+        row = [name, count, *(text for found in (plain, noised) for text in shown(*scores(found)))]
         print(*row, flush=True)
         rows.append(row)
     headers = ["setting", "parameters", "accuracy", "F1", "mistyped: accuracy", "F1"]

@@ -1,7 +1,7 @@
 """Data sources, and batches of them."""
 
 from modelzip.data.arrays import ArrayDataset
-from modelzip.data.base import Augmented, Normalised, Splits, build, loader
+from modelzip.data.base import Augmented, Normalised, Splits, Texts, build, loader
 from modelzip.data.checking import calibration_batches, check
 from modelzip.data.packed import ChunkShuffled, PackedDataset, pack
 from modelzip.data.sms import sms_spam
@@ -15,6 +15,7 @@ __all__ = [
     "Normalised",
     "PackedDataset",
     "Splits",
+    "Texts",
     "build",
     "calibration_batches",
     "check",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,19 @@ class Normalised(Dataset[Any]):
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+
+class Texts(Dataset[Any]):
+    """A dataset that cuts texts into tokens itself: `texts` are as they were written, one a sample.
+
+    Its texts can then be corrupted where tokens could not.
+    """
+
+    texts: tuple[str, ...] = ()
+
+    def rewritten(self, indices: Sequence[int], texts: Sequence[str]) -> Dataset[Any]:
+        """The samples at `indices`, with `texts` in place of their own."""
+        raise NotImplementedError
 
 
 class Shuffled(Sampler[int]):

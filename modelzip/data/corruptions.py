@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from modelzip.data.base import Normalised
 from modelzip.errors import DataError, MissingExtraError, SettingError
 
 _SLACK = 0.01  # of [0, 1], for the rounding of mean and std
+Apply = TypeVar("Apply")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A corruption: its function of (images, level, generator), and the levels it takes."""
+class Kind(Generic[Apply]):
+    """A corruption: its function of (images or text, level, generator), and the levels it takes."""
 
-    apply: Callable[[Tensor, float, Generator], Tensor]
+    apply: Apply
     low: float
     high: float
     whole: bool
@@ -99,9 +100,12 @@ def corrupt(images: Tensor, kind: str, level: float, generator: Generator) -> Te
     return KINDS[kind].apply(images, level, generator)
 
 
-def check_level(kind: str, level: object, *, where: str = "") -> float:
-    """`level` if corruption `kind` has it; `where` names it in the error."""
-    found = KINDS[checks.choice("corruption", kind, KINDS)]
+def check_level(
+    kind: str, level: object, *, where: str = "", kinds: Mapping[str, Kind[Any]] | None = None
+) -> float:
+    """`level` if corruption `kind` of `kinds` has it, by default of images; `where` is its name."""
+    known = KINDS if kinds is None else kinds
+    found = known[checks.choice("corruption", kind, known)]
     name = f"{where or kind}: {found.level}"
     fits = isinstance(level, int if found.whole else (int, float)) and not isinstance(level, bool)
     if not fits or not found.low <= float(level) <= found.high:  # type: ignore[arg-type]
@@ -198,7 +202,7 @@ def _described(inputs: Any) -> str:
     return f"a {type(inputs).__name__}"
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind[Callable[[Tensor, float, Generator], Tensor]]] = {
     "jpeg": Kind(_coded("JPEG"), 1, 100, True, "quality"),
     "webp": Kind(_coded("WEBP"), 1, 100, True, "quality"),
     "bits": Kind(_bits, 1, 8, True, "bits a channel"),

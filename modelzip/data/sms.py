@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from modelzip.core import checks
 from modelzip.data import files
-from modelzip.data.arrays import ArrayDataset, split_off
+from modelzip.data.arrays import split_off
 from modelzip.data.base import Augmented, Splits
-from modelzip.data.text import PAD, tokenizer
+from modelzip.data.text import PAD, Sentences, tokenizer
 from modelzip.data.typos import mistyped
 from modelzip.errors import DataError, MissingExtraError
 
@@ -70,7 +70,8 @@ def sms_spam(
 
     def messages(indices: Tensor, **noise: float) -> Messages:
         found = [texts[i] for i in indices.tolist()]
-        return Messages(found, torch.tensor(labels)[indices], tokens, seed=seed, **noise)
+        targets = torch.tensor(labels)[indices]
+        return Messages(found, targets, tokens, length=length, seed=seed, **noise)
 
     return Splits(
         train=messages(rest[chosen], dropped=dropped, typos=typos),
@@ -125,13 +126,11 @@ def message_tokenizer(cleaned: Sequence[str], *, vocabulary: int, length: int) -
     return tokens
 
 
-class Messages(Augmented):
+class Messages(Sentences, Augmented):
     """Messages as rows of token ids: as they are until an epoch is set, then mistyped.
 
-    `texts` are the messages as they were written.
-
     >>> tokens = message_tokenizer(["win cash"], vocabulary=20, length=4)
-    >>> Messages(["win cash"], torch.tensor([1]), tokens, dropped=0.5)[0][0].shape
+    >>> Messages(["win cash"], torch.tensor([1]), tokens, length=4, dropped=0.5)[0][0].shape
     torch.Size([4])
     """
 
@@ -141,21 +140,15 @@ class Messages(Augmented):
         targets: Tensor,
         tokens: Tokenizer,
         *,
+        length: int,
         dropped: float = 0.0,
         typos: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.texts = tuple(texts)
+        super().__init__(texts, targets, tokens, length=length)
         self.dropped = checks.fraction("dropped", dropped)
         self.typos = checks.fraction("typos", typos, one=True)
-        self._tokens = tokens
         self._seed = seed
-        self._rows = ArrayDataset(self._ids(self.texts), targets)
-
-    @property
-    def targets(self) -> Tensor:
-        """Their labels, int64 [N]."""
-        return self._rows.targets
 
     def set_epoch(self, epoch: int) -> None:
         """Leave out and mistype other words of every message."""
@@ -165,30 +158,7 @@ class Messages(Augmented):
         texts = [
             mistyped(text, generator, dropped=self.dropped, typos=self.typos) for text in self.texts
         ]
-        self._rows = ArrayDataset(self._ids(texts), self.targets)
-
-    def noised(self, *, dropped: float = 0.0, typos: float = 0.0) -> Messages:
-        """The same messages with other typing errors, from the first epoch that is set."""
-        return Messages(
-            self.texts,
-            self.targets,
-            self._tokens,
-            dropped=dropped,
-            typos=typos,
-            seed=self._seed,
-        )
-
-    def _ids(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([found.ids for found in self._tokens.encode_batch(list(texts))])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._rows[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        return self._rows.__getitems__(indices)
+        self._rows = self._coded(texts, self.targets)
 
 
 def _messages() -> tuple[list[str], list[int]]:

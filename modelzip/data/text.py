@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from modelzip.core import checks
 from modelzip.data import files
 from modelzip.data.arrays import ArrayDataset
-from modelzip.data.base import Splits
+from modelzip.data.base import Splits, Texts
 from modelzip.errors import DataError, MissingExtraError, SettingError
 
 if TYPE_CHECKING:
@@ -49,15 +49,58 @@ def sst2(
     train, validation, test = (_sentences(split) for split in ("train", "dev", "test"))
     tokens = tokenizer(train[0], vocabulary=vocabulary)
 
-    def dataset(found: tuple[tuple[str, ...], list[int]]) -> ArrayDataset:
-        return ArrayDataset(token_ids(tokens, found[0], length=length), torch.tensor(found[1]))
+    def dataset(found: tuple[tuple[str, ...], list[int]]) -> Sentences:
+        return Sentences(found[0], torch.tensor(found[1]), tokens, length=length)
 
     kept = dataset(train)
     if limit is not None:
         checks.integer("limit", limit, low=1)
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:limit]
-        kept = ArrayDataset(kept.inputs[order], kept.targets[order])
+        kept = kept.rewritten(order.tolist(), [kept.texts[i] for i in order.tolist()])
     return Splits(train=kept, validation=dataset(validation), test=dataset(test), classes=2)
+
+
+class Sentences(Texts):
+    """Texts as rows of token ids, int64 [length].
+
+    >>> tokens = tokenizer(["a b"], vocabulary=5)
+    >>> Sentences(["b a"], torch.tensor([1]), tokens, length=4)[0]
+    (tensor([4, 3, 4, 2]), 1)
+    """
+
+    def __init__(
+        self, texts: Sequence[str], targets: Tensor, tokens: Tokenizer, *, length: int
+    ) -> None:
+        self.texts = tuple(texts)
+        self.length = length
+        self._tokens = tokens
+        self._rows = self._coded(self.texts, targets)
+
+    @property
+    def inputs(self) -> Tensor:
+        """Their tokens, int64 [N, length]."""
+        return self._rows.inputs
+
+    @property
+    def targets(self) -> Tensor:
+        """Their labels, int64 [N]."""
+        return self._rows.targets
+
+    def rewritten(self, indices: Sequence[int], texts: Sequence[str]) -> Sentences:
+        targets = self.targets[list(indices)]
+        return Sentences(texts, targets, self._tokens, length=self.length)
+
+    def _coded(self, texts: Sequence[str], targets: Tensor) -> ArrayDataset:
+        return ArrayDataset(token_ids(self._tokens, texts, length=self.length), targets)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._rows[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        return self._rows.__getitems__(indices)
 
 
 def tokenizer(sentences: Sequence[str], *, vocabulary: int) -> Tokenizer:

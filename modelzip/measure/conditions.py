@@ -9,6 +9,7 @@ from typing import Any
 
 from modelzip.core import checks
 from modelzip.data.corruptions import KINDS, check_level
+from modelzip.data.text_corruptions import TEXTS
 from modelzip.errors import SettingError
 
 ATTACKS = ("fgsm", "pgd")
@@ -43,12 +44,15 @@ class Robustness:
 
     Args:
         samples: of the test data, evenly spread; fewer where there are fewer.
-        jpeg, webp: qualities from 1 to 100. All these are of images.
+        jpeg, webp: qualities from 1 to 100. These and those up to brightness are of images.
         bits: a channel, from 1 to 8.
         gaussian: standard deviations of noise; pixels are in [0, 1].
         impulse: shares of values that turn black or white.
         blur: standard deviations in pixels.
         brightness: what is added to pixels in [0, 1].
+        typos, dropped_words: shares of a text's words, mistyped or left out.
+        dropped_punctuation, noised_punctuation: shares of its marks, left out or become others.
+        truncated: how many of its first words are left.
         fgsm, pgd: largest changes of a pixel in [0, 1], also as "2/255", in one step along the
             gradient's sign, or in `pgd_steps` from a random start.
         attack_samples: how many of the samples are attacked, which takes gradients.
@@ -66,6 +70,11 @@ class Robustness:
     impulse: tuple[float, ...] = ()
     blur: tuple[float, ...] = ()
     brightness: tuple[float, ...] = ()
+    typos: tuple[float, ...] = ()
+    dropped_words: tuple[float, ...] = ()
+    dropped_punctuation: tuple[float, ...] = ()
+    noised_punctuation: tuple[float, ...] = ()
+    truncated: tuple[int, ...] = ()
     fgsm: tuple[float, ...] = ()
     pgd: tuple[float, ...] = ()
     pgd_steps: int = 10
@@ -76,8 +85,10 @@ class Robustness:
     def __post_init__(self) -> None:
         for name in ("samples", "pgd_steps", "attack_samples", "draws"):
             checks.integer(name, getattr(self, name), low=1)
-        for kind in KINDS:
-            self._set(kind, [check_level(kind, level) for level in self._levels(kind)])
+        for kinds in (KINDS, TEXTS):
+            for kind in kinds:
+                levels = [check_level(kind, level, kinds=kinds) for level in self._levels(kind)]
+                self._set(kind, levels)
         for kind in ATTACKS:
             self._set(kind, [_epsilon(kind, level) for level in self._levels(kind)])
         rates = [checks.fraction(FAULTS, rate, zero=False) for rate in self._levels(FAULTS)]
@@ -87,7 +98,7 @@ class Robustness:
 
     def conditions(self) -> Iterator[Condition]:
         """Every condition asked for, the clean data aside."""
-        for kind in (*KINDS, *ATTACKS, FAULTS):
+        for kind in (*KINDS, *TEXTS, *ATTACKS, FAULTS):
             for level in getattr(self, kind):
                 yield Condition(kind=kind, level=level)
 

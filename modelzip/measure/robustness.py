@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from modelzip.core import checks
-from modelzip.data.base import generator_for, length, loader
+from modelzip.data.base import Texts, generator_for, length, loader
 from modelzip.data.corruptions import KINDS, PixelScale, corrupt, scale_of
+from modelzip.data.text_corruptions import TEXTS, corrupt_text
 from modelzip.errors import DataError, ExportError, ModelError
 from modelzip.measure.accuracy import Accuracy, wilson
 from modelzip.measure.attacks import attack
@@ -98,6 +99,8 @@ def check_fits(settings: Robustness, dataset: Dataset[Any]) -> None:
     for condition in settings.conditions():
         if condition.kind in KINDS:
             _corrupted(inputs, condition, scale, seed=0, index=0)
+        elif condition.kind in TEXTS:
+            _rewritten(dataset, range(1), condition, seed=0)
         elif condition.kind in ATTACKS:
             scale.pixels(inputs)
 
@@ -159,8 +162,9 @@ class _Run:
         self.sessions = tuple(load(model.path) for model in self.models)
         self.scale = scale_of(dataset)
         self.seed = seed
-        self.batches = _spread(dataset, settings.samples, batch_size)
-        self.attacked = _spread(dataset, settings.attack_samples, batch_size)
+        self.dataset, self.batch_size = dataset, batch_size
+        self.batches = self._batches(dataset, _spread(dataset, settings.samples))
+        self.attacked = self._batches(dataset, _spread(dataset, settings.attack_samples))
 
     def answers(self, condition: Condition) -> Iterator[tuple[str, Answers, Answers]]:
         """The name of the condition, and what original and compressed model answer under it."""
@@ -170,12 +174,23 @@ class _Run:
             before, after = (self._faulty(model, condition.level) for model in self.models)
             yield condition.kind, before, after
         else:
-            batches = [
-                (_corrupted(inputs, condition, self.scale, seed=self.seed, index=index), targets)
-                for index, (inputs, targets) in enumerate(self.batches)
-            ]
+            batches = self._shifted(condition)
             before, after = (answers(session, batches) for session in self.sessions)
             yield condition.kind, before, after
+
+    def _batches(self, dataset: Dataset[Any], chosen: Sequence[int]) -> Batches:
+        return list(loader(Subset(dataset, chosen), batch_size=self.batch_size))
+
+    def _shifted(self, condition: Condition) -> Batches:
+        """The samples, corrupted alike for both models and every level."""
+        if condition.kind in TEXTS:
+            chosen = _spread(self.dataset, self.settings.samples)
+            found = _rewritten(self.dataset, chosen, condition, seed=self.seed)
+            return self._batches(found, range(len(chosen)))
+        return [
+            (_corrupted(inputs, condition, self.scale, seed=self.seed, index=index), targets)
+            for index, (inputs, targets) in enumerate(self.batches)
+        ]
 
     def _attacked(self, condition: Condition) -> Iterator[tuple[str, Answers, Answers]]:
         ours, theirs = (self._attack(model.module, condition) for model in self.models)
@@ -300,7 +315,30 @@ def _corrupted(
     return scale.inputs(corrupt(scale.pixels(inputs), condition.kind, condition.level, noise))
 
 
-def _spread(dataset: Dataset[Any], samples: int, batch_size: int) -> Batches:
+def _rewritten(
+    dataset: Dataset[Any], chosen: Sequence[int], condition: Condition, *, seed: int
+) -> Dataset[Any]:
+    """The samples `chosen` with their texts corrupted; DataError for what has none."""
+    while isinstance(dataset, Subset):
+        chosen = [dataset.indices[index] for index in chosen]
+        dataset = dataset.dataset
+    if not isinstance(dataset, Texts):
+        raise DataError(
+            f"{condition} is for texts, which {type(dataset).__name__} does not have; let it "
+            "derive from modelzip.data.Texts"
+        )
+    texts = [
+        corrupt_text(
+            dataset.texts[index],
+            condition.kind,
+            condition.level,
+            np.random.default_rng((seed, index)),
+        )
+        for index in chosen
+    ]
+    return dataset.rewritten(chosen, texts)
+
+
+def _spread(dataset: Dataset[Any], samples: int) -> range:
     size = length(dataset)
-    chosen = range(0, size, max(1, size // samples))[:samples]
-    return list(loader(Subset(dataset, chosen), batch_size=batch_size))
+    return range(0, size, max(1, size // samples))[:samples]

@@ -72,13 +72,13 @@ def test_training_messages_are_mistyped_anew_in_each_epoch(folder):
     assert set(train.__getitems__([0, 12])[1].tolist()) <= {0, 1}
 
 
-def test_any_messages_can_be_mistyped(folder):
+def test_messages_can_be_rewritten(folder):
     test = small().test
-    noisy = test.noised(typos=1.0)
-    noisy.set_epoch(0)
-    assert noisy.texts == test.texts
-    assert torch.equal(noisy.targets, test.targets)
-    assert not torch.equal(noisy[0][0], test[0][0])
+    found = test.rewritten([3, 0], ["call now", test.texts[0]])
+    assert found.texts == ("call now", test.texts[0])
+    assert torch.equal(found.targets, test.targets[[3, 0]])
+    assert torch.equal(found[1][0], test[0][0])
+    assert not torch.equal(found[0][0], test[3][0])
 
 
 def test_without_typing_errors_epochs_are_alike(folder):

@@ -5,11 +5,14 @@ from modelzip.measure.conditions import Condition, Robustness
 
 
 def test_every_level_is_a_condition():
-    found = Robustness(jpeg=[90, 50], blur=[0.5], pgd=["2/255", 0.1], bit_flips=[1e-5])
+    found = Robustness(
+        jpeg=[90, 50], blur=[0.5], dropped_words=[0.1], pgd=["2/255", 0.1], bit_flips=[1e-5]
+    )
     assert [str(c) for c in found.conditions()] == [
         "jpeg 90",
         "jpeg 50",
         "blur 0.5",
+        "dropped words 0.1",
         "pgd 2/255",
         "pgd 0.1",
         "bit flips 1e-05",
@@ -25,6 +28,7 @@ def test_every_level_is_a_condition():
         ({}, r"robustness names no condition; give one, such as jpeg: \[75, 50\]"),
         ({"jpeg": 75}, "jpeg must be a list of levels, got 75"),
         ({"jpeg": [0]}, "jpeg: quality must be an integer from 1 to 100, got 0"),
+        ({"truncated": [0]}, "truncated: words that are left must be an integer from 1 to 10000"),
         ({"pgd": ["2/0"]}, "pgd must be a change such as 2/255, got '2/0'"),
         ({"fgsm": ["a bit"]}, "fgsm must be a change such as 2/255, got 'a bit'"),
         ({"fgsm": [8]}, r"fgsm must be a fraction in \(0, 1\), got 8"),

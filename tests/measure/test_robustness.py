@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 import modelzip as mz
-from modelzip.data import digits
+from modelzip.data import Texts, digits
 from modelzip.errors import DataError, ModelError
 from modelzip.measure.conditions import Robustness
 from modelzip.measure.robustness import (
@@ -155,3 +156,41 @@ def test_conditions_are_checked_against_the_data():
         with pytest.raises(DataError, match="corruptions are for images"):
             check_fits(Robustness(**settings), tokens)
     check_fits(Robustness(bit_flips=[0.1]), tokens)
+    with pytest.raises(DataError, match=r"typos 0.1 is for texts, which list does not have; let"):
+        check_fits(Robustness(typos=[0.1]), tokens)
+
+
+class Counted(Texts):
+    """Texts as the counts of their vowels."""
+
+    def __init__(self, texts, labels):
+        self.texts, self.labels = tuple(texts), list(labels)
+
+    def rewritten(self, indices, texts):
+        return Counted(texts, [self.labels[i] for i in indices])
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        text = self.texts[index]
+        return torch.tensor([float(text.count(v)) for v in "aeiou"]), self.labels[index]
+
+
+def test_texts_are_corrupted_before_they_are_tokens(tmp_path):
+    model = nn.Linear(5, 2).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0] * 5, [1.0, 0, 0, 0, 0]]))
+        model.bias.copy_(torch.tensor([0.5, 0.0]))
+    path = mz.export_onnx(model, (torch.zeros(2, 5),), tmp_path / "a.onnx")
+    data = Counted(["none", "so a", "we do", "so a", "we do"], [0, 1, 0, 1, 0])
+    rows = measure_robustness(
+        Robustness(truncated=[1, 2], samples=4),
+        *[Served(model, path)] * 2,
+        Subset(data, [1, 2, 3, 4]),
+        classes=2,
+    )
+    # "a" is the second word of the texts of class 1
+    assert [(str(row), row.baseline.accuracy.correct) for row in rows] == [
+        ("clean", 4), ("truncated 1", 2), ("truncated 2", 4),
+    ]  # fmt: skip
