@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from modelzip.passes.weight_only import WeightOnly
     from modelzip.run import compress
     from modelzip.train.finetune import FineTune
+    from modelzip.train.synthetic import synthesize
 
 __version__ = "0.1.0"
 
@@ -67,6 +68,7 @@ __all__ = [
     "open_archive",
     "pack",
     "prepare",
+    "synthesize",
     "unpack",
 ]
 
@@ -103,6 +105,7 @@ _HOME = {  # loaded when first asked for: a training loop needs no ONNX
     "open_archive": "archive.unpack",
     "pack": "archive.pack",
     "prepare": "core.prepare",
+    "synthesize": "train.synthetic",
     "unpack": "archive.unpack",
 }
 

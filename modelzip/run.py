@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from modelzip.measure.robustness import RobustnessRow, Served, check_fits, measu
 from modelzip.passes.rate_quantize import RateQuantize
 from modelzip.recipe import loader, sources
 from modelzip.recipe.keep_float import Serving
-from modelzip.recipe.schema import Archived, Measure, Plan, Recipe
+from modelzip.recipe.schema import Archived, Measure, Plan, Recipe, parse_calibration
 from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
@@ -42,6 +42,7 @@ from modelzip.report.text import kilobytes
 from modelzip.report.verdict import judge
 from modelzip.train.finetune import FineTune
 from modelzip.train.processes import Processes
+from modelzip.train.synthetic import Synthetic
 from modelzip.zoo import refuse_nan
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def run(recipe: Recipe, *, out: str | Path, resume: bool = False, progress: bool
         ModelzipError: what is wrong with the recipe, its model or its data, before anything is
             written; or what went wrong later.
     """
-    shop = workshop(recipe)
     model = sources.build_model(recipe)
+    shop = workshop(recipe, model)
     return _carry_out(
         recipe, model, shop, train=recipe.model.train, out=out, resume=resume, progress=progress
     )
@@ -77,7 +78,7 @@ def compress(
     data: Splits,
     out: str | Path,
     batch_size: int = 128,
-    calibration: int = 512,
+    calibration: int | str | Mapping[str, Any] = 512,
     seed: int = 0,
     export: Mapping[str, Any] | None = None,
     archive: Mapping[str, Any] | None = None,
@@ -91,7 +92,9 @@ def compress(
 
     Args:
         steps: passes and `FineTune` steps, in order.
-        data: the splits; `calibration` samples of the training data are shown to the passes.
+        data: the splits; `calibration` samples of the training data are shown to the passes, or
+            with "synthetic" (see a recipe's `data`) those made from the model, and only the test
+            data are read.
         export, archive, measure, robustness, require: those sections of a recipe.
         out, resume, progress: as for `run`.
 
@@ -119,7 +122,8 @@ def compress(
     shop = open_workshop(
         data,
         batch_size=batch_size,
-        calibration=calibration,
+        calibration=parse_calibration(calibration),
+        model=model,
         seed=seed,
         serving=Serving.of(plan.measure, plan.require),
     )
@@ -180,18 +184,26 @@ def pack_lossy(
 
 def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:
     """What each pass would do to the model of `recipe`; nothing is trained or written."""
-    model, shop = sources.build_model(recipe), workshop(recipe)
+    model = sources.build_model(recipe)
+    made = recipe.data.calibration
+    if isinstance(made, Synthetic):  # nothing depends on how good they are
+        made = dataclasses.replace(made, steps=1)
+    shop = workshop(recipe, model, calibration=made)
     check(shop.splits, model=model)
     train = recipe.model.train
     return rehearsal([*([train] if train else []), *recipe.steps], model, shop)
 
 
-def workshop(recipe: Recipe) -> Workshop:
-    """The data of `recipe`, ready for its steps."""
+def workshop(
+    recipe: Recipe, model: nn.Module, *, calibration: int | Synthetic | None = None
+) -> Workshop:
+    """The data of `recipe`, ready for its steps; `calibration` in place of its own."""
+    refuse_nan(model)
     return open_workshop(
         sources.build_data(recipe),
         batch_size=recipe.data.batch_size,
-        calibration=recipe.data.calibration,
+        calibration=calibration or recipe.data.calibration,
+        model=model,
         seed=recipe.seed,
         serving=Serving.of(recipe.measure, recipe.require),
     )
@@ -245,7 +257,11 @@ def _carry_out(
         record = Record(
             name=Path(out).name,
             passed=judged.passed,
-            notes=(*judged.notes, *(n for report in prepared.reports for n in report.notes)),
+            notes=(
+                *judged.notes,
+                *shop.notes,
+                *(n for report in prepared.reports for n in report.notes),
+            ),
             seed=plan.seed,
             seconds=time.perf_counter() - start,
             machine=describe(),
@@ -284,7 +300,8 @@ def _archive(found: Deployed, codec: str, path: Path) -> Deployed:
         if sha256(again) != found.figures.sha256:
             raise OutputError(f"{path} does not unpack to the bytes of {found.path}")
     log.info("%s: %s", path.name, kilobytes(packed.after))
-    return replace(found, figures=replace(found.figures, archive_bytes=packed.after))
+    figures = dataclasses.replace(found.figures, archive_bytes=packed.after)
+    return dataclasses.replace(found, figures=figures)
 
 
 def _robustness(

@@ -75,5 +75,6 @@ def _opened(path: str | Path) -> tuple[nn.Module, Workshop, int]:
         batch_size=recipe.data.batch_size,
         calibration=recipe.data.calibration,
         seed=recipe.seed,
+        model=model,
     )
     return model, shop, recipe.seed

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     PrivateAttr,
     Strict,
@@ -28,9 +29,11 @@ from modelzip.measure.conditions import Robustness
 from modelzip.report.requirements import Requirement, parse
 from modelzip.runtime.session import DEVICES, PRECISIONS, RUNTIMES
 from modelzip.train.finetune import FineTune
+from modelzip.train.synthetic import Synthetic
 
 FINETUNE = "finetune"
 REPEAT = "repeat"
+SYNTHETIC = "synthetic"
 
 
 def step(value: object) -> Pass | FineTune:
@@ -73,7 +76,32 @@ def _robustness(settings: object) -> Robustness | None:
     return Robustness(**_known("robustness", settings, Robustness))
 
 
-def _known(what: str, found: object, kind: type[FineTune] | type[Robustness]) -> dict[str, Any]:
+def parse_calibration(value: object) -> int | Synthetic:
+    """What `calibration` says: a number of training samples, or that synthetic ones are made.
+
+    >>> parse_calibration("synthetic") == parse_calibration({"synthetic": {"samples": 128}})
+    True
+    """
+    if isinstance(value, Synthetic):
+        return value
+    if value == SYNTHETIC:
+        return Synthetic()
+    if isinstance(value, dict) and list(value) == [SYNTHETIC]:
+        found = value[SYNTHETIC]
+        return Synthetic(**_known(SYNTHETIC, {} if found is None else found, Synthetic))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(
+            f"calibration must be a number of samples of at least 1, or {SYNTHETIC}, got {value!r}"
+        )
+    return value
+
+
+def _as_written(found: int | Synthetic) -> Any:
+    """What `parse_calibration` takes back."""
+    return {SYNTHETIC: settings(found)} if isinstance(found, Synthetic) else found
+
+
+def _known(what: str, found: object, kind: type[Any]) -> dict[str, Any]:
     """`found` as a mapping of settings, all of which the dataclass `kind` has."""
     if not isinstance(found, dict):
         raise SettingError(f"{what} must have a mapping of settings, got {found!r}")
@@ -135,14 +163,18 @@ class ModelSource(_Section):
 class DataSource(_Section):
     """Where the data come from; further keys are arguments of `build`.
 
-    `calibration` is the number of training samples that passes may look at.
+    `calibration` is the number of training samples that passes may look at, or "synthetic", or
+    {"synthetic": settings}: then samples are made from the model, and of the data the test set
+    alone is read.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     build: str
     batch_size: Annotated[int, Field(ge=1)] = 128
-    calibration: Annotated[int, Field(ge=1)] = 512
+    calibration: Annotated[
+        int | Synthetic, PlainValidator(parse_calibration), PlainSerializer(_as_written)
+    ] = 512
 
 
 class Export(_Section):
@@ -254,6 +286,16 @@ class Recipe(Plan):
 
     model: ModelSource
     data: DataSource
+
+    @model_validator(mode="after")
+    def _trained(self) -> Recipe:
+        if self.model.train is not None and isinstance(self.data.calibration, Synthetic):
+            raise SettingError(
+                "model.train reads training data, of which calibration: synthetic reads none; give "
+                "weights, or a number of samples"
+            )
+        return self
+
     _folder: Path | None = PrivateAttr(default=None)
 
     @property
@@ -284,7 +326,7 @@ def step_name(found: Pass | FineTune) -> str:
     return found.name if isinstance(found, Pass) else FINETUNE
 
 
-def settings(found: Pass | FineTune | Robustness) -> dict[str, Any]:
+def settings(found: Pass | FineTune | Robustness | Synthetic) -> dict[str, Any]:
     """Every setting of a step or section, defaults included, as plain data."""
     return {f.name: _plain(getattr(found, f.name)) for f in dataclasses.fields(found)}
 

@@ -12,8 +12,10 @@ from modelzip.core.base import Pass
 from modelzip.core.running import call, evaluating
 from modelzip.data.base import Splits, loader
 from modelzip.data.checking import calibration_batches, check
+from modelzip.errors import SettingError
 from modelzip.recipe.keep_float import Serving
 from modelzip.train.finetune import FineTune, training_steps
+from modelzip.train.synthetic import Synthetic, synthetic_splits
 
 Step = Pass | FineTune
 _EXAMPLES = 8  # samples that passes and the exporter run the model on
@@ -29,17 +31,33 @@ class Workshop:
     example_inputs: Any
     seed: int
     serving: Serving = field(default_factory=Serving)
+    notes: tuple[str, ...] = ()  # for the report
 
 
 def open_workshop(
     splits: Splits,
     *,
     batch_size: int,
-    calibration: int,
+    calibration: int | Synthetic,
     seed: int,
     serving: Serving | None = None,
+    model: nn.Module | None = None,
 ) -> Workshop:
-    """The data ready for steps: checked, and `calibration` training samples picked by `seed`."""
+    """The data ready for steps: checked, and `calibration` training samples picked by `seed`.
+
+    With `Synthetic` in their place, training and validation data are made from `model`, those
+    of `splits` stay unread, and a note for the report says so.
+    """
+    notes: tuple[str, ...] = ()
+    if isinstance(calibration, Synthetic):
+        if model is None:
+            raise SettingError("synthetic calibration is made from the model; pass model=")
+        splits = synthetic_splits(model, splits, calibration, batch_size=batch_size, seed=seed)
+        calibration = calibration.samples
+        notes = (
+            f"No training data were read: {calibration} samples were synthesised from the model's "
+            "batch norms, and accuracies on validation are agreement with the original on such.",
+        )
     check(splits)
 
     def pick(samples: int, size: int) -> list[Any]:
@@ -52,6 +70,7 @@ def open_workshop(
         example_inputs=pick(_EXAMPLES, min(_EXAMPLES, batch_size))[0][0],
         seed=seed,
         serving=serving or Serving(),
+        notes=notes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,15 +13,18 @@ from torch import nn
 from modelzip.core.checkpoint import is_checkpoint
 from modelzip.core.prepare import Prepared
 from modelzip.core.running import evaluating
-from modelzip.data.base import Splits, length
+from modelzip.data.base import Splits, length, loader
 from modelzip.data.corrupted import Corrupted
 from modelzip.errors import DataError, SettingError
 from modelzip.train.features import feature_names
+from modelzip.train.generator import Generated
 from modelzip.train.loop import Run, epoch_steps, make_optimizer
 from modelzip.train.processes import Processes, placed, uses_bfloat16
 from modelzip.train.randomness import own_randomness
 from modelzip.train.settings import FineTune
+from modelzip.train.source import Stored
 from modelzip.train.state import Epoch
+from modelzip.train.synthetic import one_float_tensor
 
 __all__ = ["Epoch", "FineTune", "FineTuneReport", "finetune", "training_steps"]
 
@@ -103,11 +106,13 @@ def finetune(
             stack.enter_context(placed(teacher, processes.device))
             stack.enter_context(evaluating(teacher))
             stack.enter_context(torch.enable_grad())  # for the student
+        source = _source(splits, settings, processes, teacher, batch_size=batch_size, seed=seed)
         run = Run(
             prepared=prepared,
-            splits=_augmented(splits, settings, seed=seed),
+            splits=splits,
+            source=source,
             settings=settings,
-            batch_size=min(batch_size, length(splits.train)),
+            batch_size=source.batch_size,
             total=training_steps(settings, splits, batch_size=batch_size),
             teacher=teacher if settings.distill else None,
             seed=seed,
@@ -130,12 +135,32 @@ def finetune(
     )
 
 
-def _augmented(splits: Splits, settings: FineTune, *, seed: int) -> Splits:
-    if settings.augment is None:
-        return splits
-    share = settings.augment_share
-    train = Corrupted(splits.train, settings.augment, share=share, seed=seed)
-    return replace(splits, train=train)
+def _source(
+    splits: Splits,
+    settings: FineTune,
+    processes: Processes,
+    teacher: nn.Module | None,
+    *,
+    batch_size: int,
+    seed: int,
+) -> Generated | Stored:
+    if settings.data == "generator" and teacher is not None:
+        example, _ = next(iter(loader(splits.validation, batch_size=1)))
+        return Generated(
+            teacher=teacher,
+            shape=one_float_tensor(example).shape[1:],
+            classes=splits.classes,
+            batch_size=batch_size,
+            warmup=settings.generator_warmup,
+            seed=seed,
+            device=processes.device,
+            bfloat16=uses_bfloat16(settings.precision, processes.device),
+        )
+    train = splits.train
+    if settings.augment is not None:
+        train = Corrupted(train, settings.augment, share=settings.augment_share, seed=seed)
+    size = min(batch_size, length(train))
+    return Stored(dataset=train, batch_size=size, seed=seed, processes=processes)
 
 
 def _check_arguments(
@@ -148,10 +173,15 @@ def _check_arguments(
 ) -> None:
     if batch_size < 1:
         raise SettingError(f"batch_size must be at least 1, got {batch_size}")
-    for name in ("train", "validation"):
+    generated = settings.data == "generator"
+    for name in ("validation",) if generated else ("train", "validation"):
         if length(getattr(splits, name)) == 0:
             raise DataError(f"the {name} data are empty")
-    if min(batch_size, length(splits.train)) % processes.count:
+    if generated and processes.count > 1:
+        raise SettingError(
+            f"data: generator trains in one process, and there are {processes.count}; start one"
+        )
+    if not generated and min(batch_size, length(splits.train)) % processes.count:
         raise SettingError(
             f"batch_size must be a multiple of the {processes.count} processes, got {batch_size}"
         )

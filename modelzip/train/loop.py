@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 from modelzip.core.prepare import Prepared
 from modelzip.core.running import call, evaluating
-from modelzip.data.base import Splits, length, loader, set_epoch
+from modelzip.data.base import Splits, length, loader
 from modelzip.data.checking import logits
 from modelzip.errors import DataError, ModelError
 from modelzip.train import state as saved
@@ -26,6 +26,7 @@ from modelzip.train.processes import Processes
 from modelzip.train.progress import Tell, bar
 from modelzip.train.randomness import seed_all
 from modelzip.train.settings import FineTune
+from modelzip.train.source import Source
 from modelzip.train.state import Epoch, State
 
 _EVALUATION_BATCH = 500
@@ -37,6 +38,7 @@ class Run:
 
     prepared: Prepared
     splits: Splits
+    source: Source
     settings: FineTune
     batch_size: int
     total: int
@@ -58,7 +60,7 @@ class Run:
             state.curve.append(self._point(0, 0, train_loss=None, since=began))
             if self.settings.keep == "best_or_start":
                 self._keep_best(state)
-        per_epoch = epoch_steps(self.splits, self.batch_size)
+        per_epoch = self.source.per_epoch
         epochs = math.ceil(self.total / per_epoch)
         with bar(total=self.total, epochs=epochs, shown=progress and self.processes.main) as tell:
             for number in range(state.done + 1, epochs + 1):
@@ -72,7 +74,13 @@ class Run:
                 if self.settings.keep != "last":
                     self._keep_best(state)
                 if checkpoint is not None and self.processes.main:
-                    saved.save(checkpoint, state, model=model, optimizer=self.optimizer)
+                    saved.save(
+                        checkpoint,
+                        state,
+                        model=model,
+                        optimizer=self.optimizer,
+                        source=self.source,
+                    )
                 self.processes.wait()
         if state.best is not None:
             model.load_state_dict(state.best)
@@ -86,28 +94,24 @@ class Run:
             "settings": json.loads(json.dumps(asdict(self.settings))),  # as it will be read back
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "samples": length(self.splits.train),
+            "samples": self.source.samples,
             "since_step": self.prepared.steps,
         }
         if checkpoint is None or not checkpoint.is_file():
             return State(run=run, curve=[])
-        found = saved.load(checkpoint, run=run, model=self.prepared.model, optimizer=self.optimizer)
+        model = self.prepared.model
+        found = saved.load(
+            checkpoint, run=run, model=model, optimizer=self.optimizer, source=self.source
+        )
         self.prepared.steps += found.curve[-1].step
         return found
 
     def _epoch(self, number: int, first: int, last: int, *, accuracy: float, tell: Tell) -> float:
         """Train from step `first` to step `last`; the mean loss."""
         seed_all(self.seed, number, self.processes.index)
-        batches = loader(
-            self.splits.train,
-            batch_size=self.batch_size // self.processes.count,
-            shuffle=True,
-            seed=self.seed,
-            drop_last=True,
-            share=(self.processes.index, self.processes.count),
-        )
-        set_epoch(batches, number - 1)
+        batches = self.source.batches(number)
         self.prepared.model.train()
+        self.source.hold(self.prepared.model)
         losses = 0.0
         with (
             recording(self.prepared.model, self.features) as found,
@@ -161,7 +165,7 @@ class Run:
         at, path = self.settings.save_at, self.settings.save_to
         if at is None or path is None or not self.processes.main:
             return
-        unit = 1 if self.settings.steps is not None else epoch_steps(self.splits, self.batch_size)
+        unit = 1 if self.settings.steps is not None else self.source.per_epoch
         if step == min(round(at * unit), self.total):
             self.prepared.save(path)
 

@@ -13,6 +13,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
 FEATURE_KINDS = ("attention", "values")
 KEEPS = ("best", "best_or_start", "last")
+DATA = ("train", "generator")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -45,6 +46,10 @@ class FineTune:
             the model before training as a candidate, "best_or_start", so that training never
             loses; or that of the "last". A pretrained model that has seen the validation slice is
             hard to beat there.
+        data: "train" is the training data; "generator" none, but images that a generator learns to
+            make from the teacher's answers and batch norms, whose statistics the student keeps.
+            It needs `distill` and `steps`. Xu et al. 2020, https://arxiv.org/abs/2003.03603.
+        generator_warmup: steps that the generator trains alone, before the first of those.
         augment: corruptions of training images and the levels, [low, high], that are drawn between,
             such as {"jpeg": [50, 95]}; `corruptions.KINDS` lists them. Validation stays clean.
         augment_share: the fraction of images that each epoch corrupts, in (0, 1].
@@ -78,6 +83,8 @@ class FineTune:
     feature_kind: str = "attention"
     feature_weight: float = 1.0
     keep: str = "best"
+    data: str = "train"
+    generator_warmup: int = 200
     augment: Mapping[str, Sequence[float]] | None = None
     augment_share: float = 0.6
     clip_norm: float | None = None
@@ -113,6 +120,10 @@ class FineTune:
         checks.choice("feature_kind", self.feature_kind, FEATURE_KINDS)
         checks.positive("feature_weight", self.feature_weight)
         checks.choice("keep", self.keep, KEEPS)
+        checks.choice("data", self.data, DATA)
+        checks.integer("generator_warmup", self.generator_warmup, low=0)
+        if self.data == "generator":
+            self._check_generator()
         if self.augment is not None:
             object.__setattr__(self, "augment", check_ranges("augment", self.augment))
         checks.fraction("augment_share", self.augment_share, zero=False, one=True)
@@ -120,6 +131,18 @@ class FineTune:
             checks.positive("clip_norm", self.clip_norm)
         checks.choice("precision", self.precision, PRECISIONS)
         self._check_saving()
+
+    def _check_generator(self) -> None:
+        if not self.distill:
+            raise SettingError(
+                "data: generator needs distill: true; it learns from the teacher alone"
+            )
+        if self.steps is None:
+            raise SettingError(
+                f"data: generator has no end, so epochs={self.epochs} says nothing; give steps"
+            )
+        if self.augment is not None:
+            raise SettingError("augment is for training images, not for data: generator")
 
     def _check_saving(self) -> None:
         if (self.save_at is None) != (self.save_to is None):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from modelzip.core import checkpoint
 from modelzip.errors import SettingError
+from modelzip.train.source import Source
 
 _KIND = "finetune"
 
@@ -48,10 +49,19 @@ class State:
         return self.curve[-1].number if self.curve else 0
 
 
-def save(path: Path, state: State, *, model: nn.Module, optimizer: Optimizer) -> None:
+def save(
+    path: Path,
+    state: State,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    source: Source | None = None,
+) -> None:
     """Write everything to `path` at once or not at all; OutputError where it cannot be."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in (state.best or {}).items()}
+    if source is not None:
+        tensors |= {f"source.{k}": v for k, v in source.tensors().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
     header = {
@@ -63,8 +73,15 @@ def save(path: Path, state: State, *, model: nn.Module, optimizer: Optimizer) ->
     checkpoint.write(path, tensors, header)
 
 
-def load(path: Path, *, run: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> State:
-    """Fill model and optimizer from `path`; SettingError if it is damaged or of another run."""
+def load(
+    path: Path,
+    *,
+    run: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    source: Source | None = None,
+) -> State:
+    """Fill model, optimizer and source from `path`; SettingError if damaged or of another run."""
     header = checkpoint.read_json(path)
     if header.get("kind") != _KIND:
         raise SettingError(f"{path} is no checkpoint of fine-tuning")
@@ -83,6 +100,8 @@ def load(path: Path, *, run: dict[str, Any], model: nn.Module, optimizer: Optimi
             "delete it, or resume with the settings it was started with"
         )
     _restore(path, tensors, model=model, optimizer=optimizer)
+    if source is not None:
+        source.restore(_part(tensors, "source"))
     return State(run=run, curve=curve, best=_part(tensors, "best") or None, kept=kept)
 
 
