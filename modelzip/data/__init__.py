@@ -3,7 +3,8 @@
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Normalised, Splits, Texts, build, loader
 from modelzip.data.checking import calibration_batches, check
-from modelzip.data.packed import ChunkShuffled, PackedDataset, pack
+from modelzip.data.fewer import coreset, without_duplicates
+from modelzip.data.packed import ChunkShuffled, PackedArrays, PackedDataset, pack
 from modelzip.data.sms import sms_spam
 from modelzip.data.sources import cifar10, digits, fashion_mnist, image_folder, npz
 from modelzip.data.text import sst2
@@ -13,6 +14,7 @@ __all__ = [
     "Augmented",
     "ChunkShuffled",
     "Normalised",
+    "PackedArrays",
     "PackedDataset",
     "Splits",
     "Texts",
@@ -20,6 +22,7 @@ __all__ = [
     "calibration_batches",
     "check",
     "cifar10",
+    "coreset",
     "digits",
     "fashion_mnist",
     "image_folder",
@@ -28,4 +31,5 @@ __all__ = [
     "pack",
     "sms_spam",
     "sst2",
+    "without_duplicates",
 ]

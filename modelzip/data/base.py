@@ -103,6 +103,21 @@ class Shuffled(Sampler[int]):
         return iter(order[: len(self) * count][index::count].tolist())
 
 
+class Ordered(Dataset[Any]):
+    """A dataset that is read much faster in some random orders than in others."""
+
+    def shuffled(self, *, seed: int, share: tuple[int, int] = (0, 1)) -> Shuffled:
+        """The random order that suits it; arguments as of `Shuffled`."""
+        raise NotImplementedError
+
+
+def shuffled(dataset: Dataset[Any], *, seed: int, share: tuple[int, int] = (0, 1)) -> Shuffled:
+    """A random order of `dataset`: its own where it has one."""
+    if isinstance(dataset, Ordered):
+        return dataset.shuffled(seed=seed, share=share)
+    return Shuffled(length(dataset), seed=seed, share=share)
+
+
 def generator_for(*numbers: int) -> torch.Generator:
     """A CPU generator whose stream belongs to these numbers, such as a seed and an epoch.
 
@@ -135,7 +150,8 @@ def loader(
     """Batches (inputs, targets) of a map-style dataset; targets are int64, shape [N].
 
     The order with `shuffle` depends on `seed` and on the epoch, which `set_epoch` sets; `share`
-    then leaves one of several processes its part (see `Shuffled`).
+    then leaves one of several processes its part (see `Shuffled`). It is the dataset's own where
+    it has one: a packed dataset is read chunk by chunk.
 
     >>> data = [(torch.ones(2), 1), (torch.zeros(2), 0)]
     >>> inputs, targets = next(iter(loader(data, batch_size=2)))
@@ -150,7 +166,7 @@ def loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=Shuffled(size, seed=seed, share=share) if shuffle else None,
+        sampler=shuffled(dataset, seed=seed, share=share) if shuffle else None,
         drop_last=drop_last,
         collate_fn=collate,
     )

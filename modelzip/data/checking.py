@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 from modelzip.core.running import call, evaluating, tensors
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Splits, length, loader
+from modelzip.data.pipeline import Pipeline
 from modelzip.errors import DataError, ModelError, SettingError
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def calibration_batches(
     """(inputs, targets) batches of `samples` training items, chosen by `seed`, un-augmented.
 
     All of the training data where there are fewer, with a warning where they do not fill one batch.
-    A dataset that is not an `ArrayDataset` is
+    A dataset that is not a `Pipeline` is
     taken as it is, with any augmentation of its own.
 
     >>> from modelzip.data import digits
@@ -70,7 +71,7 @@ def calibration_batches(
             len(order),
             batch_size,
         )
-    plain = splits.train.plain() if isinstance(splits.train, ArrayDataset) else splits.train
+    plain = splits.train.plain() if isinstance(splits.train, Pipeline) else splits.train
     return list(loader(Subset(plain, order.tolist()), batch_size=batch_size))
 
 

@@ -10,11 +10,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from modelzip.core import checks
-from modelzip.data.base import Augmented, Normalised, collate, generator_for, length
+from modelzip.data.base import (
+    Augmented,
+    Normalised,
+    Ordered,
+    Shuffled,
+    collate,
+    generator_for,
+    length,
+    shuffled,
+)
 from modelzip.data.corruptions import KINDS, check_ranges, corrupt, scale_of
 
 
-class Corrupted(Augmented, Normalised):
+class Corrupted(Augmented, Normalised, Ordered):
     """`dataset` with a `share` of its images corrupted, others in each epoch.
 
     An image is corrupted in one of the ways given, at a level drawn evenly from its range. What
@@ -57,6 +66,10 @@ class Corrupted(Augmented, Normalised):
         self._chosen = torch.rand(size, generator=generator) < self._share
         self._kinds = torch.randint(len(self._ranges), (size,), generator=generator)
         self._levels = torch.rand(size, generator=generator)
+
+    def shuffled(self, *, seed: int, share: tuple[int, int] = (0, 1)) -> Shuffled:
+        """The order of the dataset itself."""
+        return shuffled(self.dataset, seed=seed, share=share)
 
     def __len__(self) -> int:
         return length(self.dataset)

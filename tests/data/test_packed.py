@@ -202,7 +202,7 @@ def test_workers_get_chunks_of_their_own(path):
 
 def test_an_order_that_thrashes_chunks_is_an_error(path):
     pack(ArrayDataset(torch.arange(4000)[:, None], torch.zeros(4000).long()), path, chunk=32)
-    spread = [i for start in range(2) for i in range(start, 4000, 32)]
+    spread = [i for start in range(4) for i in range(start, 4000, 32)]
     data = PackedDataset(path, cache=1)
     with pytest.raises(DataError, match=r"samples were decoded to read .* use ChunkShuffled"):
         [data[i] for i in spread]

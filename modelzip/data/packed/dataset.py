@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from modelzip.archive.codecs import codec
 from modelzip.archive.container import Reader
 from modelzip.core import checks
+from modelzip.data.base import Ordered, Shuffled
 from modelzip.data.packed import coding
 from modelzip.data.packed.coding import Items
 from modelzip.data.packed.form import VERSION, Form, read_form
 from modelzip.data.packed.pack import INPUTS, LABELS
+from modelzip.data.packed.sampler import WINDOW, ChunkShuffled
 from modelzip.errors import ArchiveError, DataError, SettingError
 
-FREE_CHUNKS = 64  # decoded before anybody asks what for
-WASTE = 16  # samples decoded for one that is read
+FREE_CHUNKS = 64  # decoded again before anybody asks what for
+WASTE = 16  # samples decoded again for one that is read
 _MOST = 1 << 40  # samples
 
 
-class PackedDataset(Dataset[Any]):
+class PackedDataset(Ordered):
     """The samples of a file that `pack` wrote: (inputs, label), as they were, by any index.
 
     Inputs are tensors of the dtype they were packed from, or `bytes`. Use it with any DataLoader,
@@ -62,7 +63,8 @@ class PackedDataset(Dataset[Any]):
         self._chunks: OrderedDict[int, Items] = OrderedDict()
         self._labels: dict[int, NDArray[np.int64]] = {}
         self._tables: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        self._decoded = self._served = 0
+        self._seen: set[int] = set()
+        self._decoded = self._again = self._served = 0
 
     def __len__(self) -> int:
         return self._count
@@ -98,6 +100,16 @@ class PackedDataset(Dataset[Any]):
     def labels(self) -> Tensor:
         """All labels, int64 [N]; no inputs are read."""
         return torch.from_numpy(self._labels_of(np.arange(len(self))))
+
+    def shuffled(self, *, seed: int, share: tuple[int, int] = (0, 1)) -> Shuffled:
+        """`ChunkShuffled`, where it matters: not where samples are coded one by one, or all kept.
+
+        Arguments are those of `Shuffled`.
+        """
+        if self.form.single or self.chunk_count <= self.cache:
+            return Shuffled(len(self), seed=seed, share=share)
+        window = max(1, min(WINDOW, self.cache // 2))  # a batch may be of two windows
+        return ChunkShuffled(self, seed=seed, share=share, window=window)
 
     def chunk_of(self, chunk: int) -> range:
         """The numbers of a chunk's samples."""
@@ -153,9 +165,12 @@ class PackedDataset(Dataset[Any]):
         if chunk in self._chunks:
             self._chunks.move_to_end(chunk)
             return self._chunks[chunk]
-        self._check_order()
+        if chunk in self._seen:
+            self._check_order()
         found = self._decode(chunk)
         self._decoded += len(found)
+        self._again += len(found) * (chunk in self._seen)
+        self._seen.add(chunk)
         self._chunks[chunk] = found
         if len(self._chunks) > self.cache:
             self._chunks.popitem(last=False)
@@ -163,12 +178,12 @@ class PackedDataset(Dataset[Any]):
 
     def _check_order(self) -> None:
         allowed = FREE_CHUNKS * self.form.chunk + WASTE * self._served
-        if self._decoded > allowed and not self.random_access:
+        if self._again > allowed and not self.random_access:
             raise DataError(
                 f"{self.path}: {self._decoded} samples were decoded to read {self._served}, as "
                 f"each chunk is of {self.form.chunk} and {self.cache} are kept; use "
                 "ChunkShuffled(data) as the sampler, pack with single=True, or open with "
-                "random_access=True"
+                f"cache={self.chunk_count}, which keeps all, or random_access=True"
             )
 
     def _decode(self, chunk: int) -> Items:

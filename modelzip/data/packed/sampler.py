@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from modelzip.core import checks
 from modelzip.data.base import Shuffled, generator_for
-from modelzip.data.packed.dataset import PackedDataset
 from modelzip.errors import SettingError
+
+if TYPE_CHECKING:
+    from modelzip.data.packed.dataset import PackedDataset
+
+WINDOW = 4
 
 
 class ChunkShuffled(Shuffled):
@@ -22,8 +27,10 @@ class ChunkShuffled(Shuffled):
         window: chunks whose samples are shuffled together; at most as many as `data` keeps.
         workers: of the DataLoader. Each then decodes chunks that are its own.
         batch_size: of the DataLoader, where there are several workers.
+        share: as of `Shuffled`; each process then decodes all chunks.
 
     >>> import tempfile
+    >>> from modelzip.data import PackedDataset
     >>> from modelzip.data.packed.pack import pack
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     pack([(b"a", 0), (b"b", 1), (b"c", 2)], f"{folder}/a.mzd", codec="store", chunk=2).count
@@ -37,11 +44,12 @@ class ChunkShuffled(Shuffled):
         data: PackedDataset,
         *,
         seed: int = 0,
-        window: int = 4,
+        window: int = WINDOW,
         workers: int = 1,
         batch_size: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(data), seed=seed)
+        super().__init__(len(data), seed=seed, share=share)
         self.data = data
         self.window = checks.integer("window", window, low=1)
         self.workers = max(1, checks.integer("workers", workers, low=0))
@@ -60,7 +68,9 @@ class ChunkShuffled(Shuffled):
         generator = generator_for(self.seed, self.epoch)
         chunks = torch.randperm(self.data.chunk_count, generator=generator).tolist()
         orders = [self._order(chunks[w :: self.workers], generator) for w in range(self.workers)]
-        return iter(_dealt(orders, self.batch_size).tolist())
+        index, count = self.share
+        order = _dealt(orders, self.batch_size)
+        return iter(order[: len(self) * count][index::count].tolist())
 
     def _order(self, chunks: list[int], generator: torch.Generator) -> Tensor:
         parts = [torch.empty(0, dtype=torch.int64)]
