@@ -172,7 +172,7 @@ def test_what_cannot_be_chosen_from_is_refused():
         coreset(Fixed(), data, 50)
     with pytest.raises(SettingError, match="by has no choice 'los'; did you mean 'loss'"):
         coreset(Fixed(), data, 0.5, by="los")
-    with pytest.raises(SettingError, match="fraction 0.75 and skip 0.5 are together more"):
+    with pytest.raises(SettingError, match=r"fraction 0\.75 and skip 0\.5 are together more"):
         coreset(Fixed(), data, 0.75, skip=0.5)
     with pytest.raises(SettingError, match="count must be an integer from 1 to 3, got 4"):
         k_center_greedy(torch.zeros(3, 1), 4)
