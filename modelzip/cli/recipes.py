@@ -37,10 +37,12 @@ def run(
 
     Example: modelzip run recipes/digits.yaml --set steps.0.prune_channels.sparsity=0.5
     """
+    from modelzip.recipe.generation import GenerationRecipe
     from modelzip.recipe.loader import load
 
     loaded = load(recipe, overrides=overrides or [])
-    from modelzip.report.render import terminal
+    from modelzip.generate import generate
+    from modelzip.report import generation, render
     from modelzip.run import run as carry_out
 
     first = os.environ.get("RANK", "0") == "0"  # the others of `accelerate launch` stay silent
@@ -48,16 +50,21 @@ def run(
         log_to_stderr()
     folder = out or Path("runs") / recipe.stem
     try:
-        record = carry_out(loaded, out=folder, resume=resume, progress=not quiet)
+        if isinstance(loaded, GenerationRecipe):
+            made = generate(loaded, out=folder, resume=resume, progress=not quiet)
+            passed, text = made.passed, generation.terminal(made)
+        else:
+            record = carry_out(loaded, out=folder, resume=resume, progress=not quiet)
+            passed, text = record.passed, render.terminal(record)
     except KeyboardInterrupt:
         arguments = [f"--set {override}" for override in overrides or []]
         again = " ".join(["modelzip run", str(recipe), *arguments, f"--out {folder} --resume"])
         say(f"interrupted; continue with: {again}")
         raise typer.Exit(130) from None
     if first:
-        typer.echo(terminal(record))
+        typer.echo(text)
         typer.echo(f"\nreport: {folder / 'report.md'}")
-    raise typer.Exit(0 if record.passed else 1)
+    raise typer.Exit(0 if passed else 1)
 
 
 @app.command()
@@ -66,13 +73,18 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     Example: modelzip check recipes/digits.yaml
     """
+    from modelzip.recipe.generation import GenerationRecipe
     from modelzip.recipe.loader import load
 
     loaded = load(recipe, overrides=overrides or [])
+    from modelzip import generate, run
     from modelzip.report.catalogue import plan
-    from modelzip.run import rehearse
 
-    typer.echo(plan(recipe.name, loaded.resolved(), rehearse(loaded)))
+    if isinstance(loaded, GenerationRecipe):
+        found = generate.rehearse(loaded)
+    else:
+        found = run.rehearse(loaded)
+    typer.echo(plan(recipe.name, loaded.resolved(), found))
 
 
 @app.command()

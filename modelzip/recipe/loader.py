@@ -20,7 +20,8 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path`, with `overrides` such as "steps.0.prune_channels.sparsity=0.3".
 
     `model.weights` is looked up beside the recipe, in the current folder, and in the folder that
-    the environment variable MODELZIP_MODELS names, and is absolute in the result.
+    the environment variable MODELZIP_MODELS names, and is absolute in the result. It is a
+    `GenerationRecipe` where it names a companion.
 
     Raises:
         SettingError: the file is missing, not YAML, or says something that is not in the schema.
@@ -32,10 +33,19 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
             _override(raw, override)
         if isinstance(raw.get("model"), dict) and isinstance(raw["model"].get("weights"), str):
             raw["model"]["weights"] = str(_find(raw["model"]["weights"], beside=path.parent))
-        recipe: Recipe = validate(Recipe, raw)
+        recipe: Recipe = validate(_kind(raw), raw)
     except SettingError as error:
         raise SettingError(f"{path.name}: {error}") from error
     return recipe.at(path.resolve().parent)
+
+
+def _kind(raw: dict[str, Any]) -> type[Recipe]:
+    """What the settings of `raw` are of: a generator has a companion."""
+    if "companion" not in raw:
+        return Recipe
+    from modelzip.recipe.generation import GenerationRecipe  # for those who generate
+
+    return GenerationRecipe
 
 
 def dump(plan: Plan) -> str:

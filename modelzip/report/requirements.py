@@ -29,10 +29,12 @@ KINDS: Mapping[str, _Kind] = {
     "latency": _Kind({"x": 1, "ms": 1}, at_most=True, example="0.5x or 1.2 ms"),
     "macs": _Kind({"x": 1}, at_most=True, example="0.5x"),
     "parameters": _Kind({"x": 1}, at_most=True, example="0.5x"),
+    "score": _Kind({"x": 1}, at_most=True, example="1.05x"),
     "size": _Kind({"x": 1, **_BYTES}, at_most=True, example="0.15x or 310 KB"),
 }
 """What can be required. Latencies are the worst over devices, batch sizes and threads: `latency` in
-onnxruntime, `best_latency` in whichever way to serve the model is the fastest for each of them."""
+onnxruntime, `best_latency` in whichever way to serve the model is the fastest for each of them.
+`score` is what a generator is judged by, of which less is better."""
 
 
 @dataclass(frozen=True)

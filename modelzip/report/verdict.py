@@ -126,5 +126,6 @@ def _measured(
         "latency": _worst(served, [row.ratio for row in served]),
         "macs": _ratio(compressed.macs, baseline.macs),
         "parameters": _ratio(compressed.parameters, baseline.parameters),
+        "score": {},  # of generators alone
         "size": _bytes(compressed.size_bytes, baseline.size_bytes),
     }

@@ -18,8 +18,10 @@ def _silent(*, step: int, epoch: int, loss: float, accuracy: float) -> None:
 
 
 @contextmanager
-def bar(*, total: int, epochs: int, shown: bool) -> Iterator[Tell]:
+def bar(*, total: int, epochs: int, shown: bool, labelled: bool = True) -> Iterator[Tell]:
     """A function to call after each step; shows loss, accuracy and time left on stderr.
+
+    Without labels, `labelled=False`, there is no accuracy to show.
 
     >>> with bar(total=10, epochs=2, shown=False) as tell:
     ...     tell(step=1, epoch=1, loss=0.5, accuracy=0.9)
@@ -35,7 +37,7 @@ def bar(*, total: int, epochs: int, shown: bool) -> Iterator[Tell]:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("accuracy {task.fields[accuracy]:.2%}"),
+        *([TextColumn("accuracy {task.fields[accuracy]:.2%}")] if labelled else []),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:

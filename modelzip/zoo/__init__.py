@@ -9,6 +9,7 @@ from modelzip.zoo.encoders import (
     encoder,
     text_encoder,
 )
+from modelzip.zoo.generation import ImageGenerator, image_encoder, image_generator
 from modelzip.zoo.images import ResidualBlock, ResNet, depthwise_cnn, digits_cnn, resnet20, resnet56
 from modelzip.zoo.text import TextCNN, text_cnn
 
@@ -16,6 +17,7 @@ __all__ = [
     "Attention",
     "Encoder",
     "EncoderLayer",
+    "ImageGenerator",
     "ResNet",
     "ResidualBlock",
     "TextCNN",
@@ -24,6 +26,8 @@ __all__ = [
     "depthwise_cnn",
     "digits_cnn",
     "encoder",
+    "image_encoder",
+    "image_generator",
     "load_weights",
     "refuse_nan",
     "resnet20",
