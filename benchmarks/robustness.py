@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10, float and int8, on images that are not clean; with and without training.
 
-    python benchmarks/robustness.py [--samples 1000] [--attacked 200] [--train]
+    python benchmarks/robustness.py [--samples 1000] [--attacked 200] [--attacks-alone] [--train]
 
 Both files run in onnxruntime on test images, and with `--train` so do those of the same model
 fine-tuned for four half-epochs on JPEG images, which takes several minutes more.
@@ -50,6 +50,12 @@ def settings(samples: int, attacked: int) -> Robustness:
     )
 
 
+def attacks_alone(samples: int) -> Robustness:
+    return Robustness(
+        samples=samples, attack_samples=samples, fgsm=(1 / 255, 2 / 255), pgd=(1 / 255, 2 / 255)
+    )
+
+
 def measured(
     model: nn.Module, data: Splits, how: Robustness, folder: Path
 ) -> Sequence[RobustnessRow]:
@@ -74,9 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--attacked", type=int, default=200)
+    parser.add_argument("--attacks-alone", action="store_true")
     parser.add_argument("--train", action="store_true")
     given = parser.parse_args()
     how = settings(given.samples, given.attacked)
+    if given.attacks_alone:
+        how = attacks_alone(given.attacked)
     recipe = loader.load(RECIPE)
     data, model = sources.build_data(recipe), sources.build_model(recipe).eval()
     machine = describe()

@@ -55,7 +55,7 @@ def open_workshop(
         splits = synthetic_splits(model, splits, calibration, batch_size=batch_size, seed=seed)
         calibration = calibration.samples
         notes = (
-            f"No training data were read: {calibration} samples were synthesised from the model's "
+            f"No training data were used: {calibration} samples were synthesised from the model's "
             "batch norms, and accuracies on validation are agreement with the original on such.",
         )
     check(splits)

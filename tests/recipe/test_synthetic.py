@@ -67,8 +67,8 @@ def test_a_recipe_without_training_data_runs_from_the_command_line(folder):
     assert done.returncode == 0, done.stdout + done.stderr
     record = read(folder / "out")
     assert record.compressed.accuracy.n == len(digits().test)
-    assert "No training data were read: 128 samples were synthesised" in record.notes[-1]
-    assert "No training data were read" in (folder / "out" / "report.md").read_text()
+    assert "No training data were used: 128 samples were synthesised" in record.notes[-1]
+    assert "No training data were used" in (folder / "out" / "report.md").read_text()
 
 
 def test_a_check_makes_samples_quickly_and_reads_no_training_data(folder):

@@ -22,6 +22,14 @@ def net(*, seed: int) -> nn.Module:
     )
 
 
+def refusal(prepared: Prepared, how: FineTune, **arguments) -> str:
+    try:
+        finetune(prepared, digits(), how, progress=False, **arguments)
+    except ModelzipError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     model, teacher = net(seed=0), net(seed=1)
     prepared = Prepared(model)
@@ -35,11 +43,11 @@ def main(folder: Path) -> None:
         progress=False,
     )
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try:
-        finetune(prepared, digits(), FineTune(steps=1), batch_size=33, progress=False)
-        refused = ""
-    except ModelzipError as error:
-        refused = str(error)
+    alone = FineTune(steps=1, distill=True, data="generator", generator_warmup=0)
+    refused = [
+        refusal(prepared, FineTune(steps=1), batch_size=33),
+        refusal(prepared, alone, batch_size=32, teacher=teacher),
+    ]
     if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return
     save_file(state, folder / "model.safetensors")

@@ -41,7 +41,9 @@ def test_two_processes_train_to_the_result_of_one(tmp_path: Path):
     for name, tensor in models[0].items():
         torch.testing.assert_close(models[1][name], tensor, rtol=1e-5, atol=1e-6)
     assert (tmp_path / "two" / "checkpoint.safetensors").is_file()
-    assert "batch_size must be a multiple of the 2 processes, got 33" in results[1]["refused"]
+    size, alone = results[1]["refused"]
+    assert "batch_size must be a multiple of the 2 processes, got 33" in size
+    assert "data: generator trains in one process, and there are 2; start one" in alone
 
 
 def test_precision_is_what_was_asked_for():
