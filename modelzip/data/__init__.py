@@ -1,5 +1,6 @@
 """Data sources, and batches of them."""
 
+from modelzip.data.absent import evaluation_only
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Normalised, Splits, Texts, build, loader
 from modelzip.data.checking import calibration_batches, check
@@ -24,6 +25,7 @@ __all__ = [
     "cifar10",
     "coreset",
     "digits",
+    "evaluation_only",
     "fashion_mnist",
     "image_folder",
     "loader",

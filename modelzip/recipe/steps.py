@@ -22,6 +22,8 @@ from modelzip.recipe.workshop import Step, Workshop, steps_to_come, validation_a
 from modelzip.report.record import StepRecord, decode, write
 from modelzip.train.features import feature_names
 from modelzip.train.finetune import FineTune, FineTuneReport, finetune
+from modelzip.train.generator import check_teacher
+from modelzip.train.synthetic import one_float_tensor
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +36,11 @@ def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[
     One calibration batch is looked at, nothing is trained or written, and `model` is untouched.
     """
     check_latencies(steps)
-    for step in steps:
-        if isinstance(step, FineTune):
-            feature_names(model, model, step.distill_features)
+    trainings = [step for step in steps if isinstance(step, FineTune)]
+    for index, step in enumerate(trainings):
+        feature_names(model, model, step.distill_features)
+        if step.data == "generator" and index == 0:  # batch norms may be trained by then
+            check_teacher(model, one_float_tensor(shop.example_inputs).shape[1:])
     trial = Prepared(surgery.clone(model), example_inputs=shop.example_inputs, seed=shop.seed)
     passes = [(index, step) for index, step in enumerate(steps) if isinstance(step, Pass)]
     tried = [(index, step) for index, step in passes if not awaits(step, steps[:index])]

@@ -68,6 +68,20 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2))
 
 
+def check_teacher(teacher: nn.Module, shape: Sequence[int]) -> None:
+    """Raise where a generator of images of `shape` cannot learn from `teacher`.
+
+    DataError for a shape other than [C, H, W], ModelError for no trained batch norm.
+    """
+    if len(shape) != 3:
+        raise DataError(
+            f"data: generator makes images, C x H x W, got inputs of shape {list(shape)}; "
+            "train on data, or on synthetic ones, calibration: synthetic"
+        )
+    with compared(teacher):
+        pass  # it looks at the norms
+
+
 @dataclass(kw_only=True)
 class Generated(Source):
     """Batches of a generator that learns beside the student: first alone, then a step a batch.
@@ -95,11 +109,7 @@ class Generated(Source):
     _optimizer: Adam = field(init=False)
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3:
-            raise DataError(
-                f"data: generator makes images, C x H x W, got inputs of shape {list(self.shape)}; "
-                "train on data, or on synthetic ones, calibration: synthetic"
-            )
+        check_teacher(self.teacher, self.shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._net = ImageGenerator(self.shape, classes=self.classes).to(self.device)

@@ -10,11 +10,11 @@ import yaml
 from safetensors.torch import save_file
 
 import modelzip as mz
-from modelzip.data import digits
-from modelzip.data.absent import evaluation_only
+from modelzip.data import digits, evaluation_only
 from modelzip.errors import DataError, ModelError, SettingError
 from modelzip.recipe import loader
 from modelzip.recipe.schema import Recipe, parse_calibration
+from modelzip.recipe.steps import rehearsal
 from modelzip.recipe.workshop import open_workshop
 from modelzip.report.record import read
 from modelzip.train.finetune import finetune
@@ -32,10 +32,9 @@ require: {accuracy_drop: 15 pp, size: 0.9x}
 """
 SOURCE = """
 from modelzip import data
-from modelzip.data.absent import evaluation_only
 
 def digits():
-    return evaluation_only(data.digits().test, classes=10)
+    return data.evaluation_only(data.digits().test, classes=10)
 """
 
 
@@ -124,6 +123,14 @@ def test_a_model_without_batch_norm_is_refused():
             out="none",
             calibration="synthetic",
         )
+
+
+def test_a_rehearsal_finds_that_a_generator_cannot_learn():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    shop = open_workshop(digits(), batch_size=8, calibration=8, seed=0)
+    step = mz.FineTune(data="generator", steps=1, distill=True)
+    with pytest.raises(ModelError, match="Sequential has no batch norm with running statistics"):
+        rehearsal([step], net, shop)
 
 
 @pytest.mark.parametrize(
