@@ -37,9 +37,9 @@ def rehearsal(steps: Sequence[Step], model: nn.Module, shop: Workshop) -> tuple[
     """
     check_latencies(steps)
     trainings = [step for step in steps if isinstance(step, FineTune)]
-    for index, step in enumerate(trainings):
-        feature_names(model, model, step.distill_features)
-        if step.data == "generator" and index == 0:  # batch norms may be trained by then
+    for index, how in enumerate(trainings):
+        feature_names(model, model, how.distill_features)
+        if how.data == "generator" and index == 0:  # batch norms may be trained by then
             check_teacher(model, one_float_tensor(shop.example_inputs).shape[1:])
     trial = Prepared(surgery.clone(model), example_inputs=shop.example_inputs, seed=shop.seed)
     passes = [(index, step) for index, step in enumerate(steps) if isinstance(step, Pass)]
