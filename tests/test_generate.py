@@ -1,6 +1,7 @@
 """Generators through the command line: recipe in, report and sheets out."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +13,17 @@ from typer.testing import CliRunner
 
 from modelzip import generate as job
 from modelzip.cli import app
+from modelzip.data import files
 from modelzip.errors import SettingError
 from modelzip.generation import vae_encoder
+from modelzip.measure.size import file_size
 from modelzip.recipe import loader, sources
 from modelzip.recipe.generation import GenerationRecipe
 from modelzip.report.generation import read
 from modelzip.report.record import read as read_classifier
 from modelzip.runtime.session import load
 
+RECIPES = Path(__file__).parent.parent / "recipes"
 VAE = {"build": "modelzip.generation:vae_encoder", "latent": 4, "width": 4, "epochs": 3}
 GAN = {
     "build": "modelzip.generation:gan_discriminator",
@@ -211,6 +215,27 @@ def test_a_companion_that_is_none_is_refused(write):
     recipe = loader.load(write(companion={"build": "modelzip.zoo:digits_cnn"}))
     with pytest.raises(SettingError, match="returned Sequential; it must return a Companion"):
         job.generate(recipe, out="none", progress=False)
+
+
+def test_every_layer_of_a_generator_can_be_integers(write, tmp_path):
+    out = tmp_path / "run"
+    assert modelzip("run", write(steps=["int8"]), "--out", out, "--quiet").exit_code == 0
+    layers = [layer for layer in file_size(out / "model.onnx").layers if layer.macs]
+    assert len(layers) == 4
+    assert all(layer.bits < 16 for layer in layers)  # 8, and 32 of biases
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(
+    files.local_file("fashion_mnist.npz") is None,
+    reason="MODELZIP_DATA names no folder with Fashion-MNIST",
+)
+@pytest.mark.parametrize("name", ["fashion_mnist_vae", "fashion_mnist_gan"])
+def test_a_recipe_meets_its_requirements(name, tmp_path):
+    done = modelzip("run", RECIPES / f"{name}.yaml", "--out", tmp_path / name, "--quiet")
+    assert done.exit_code == 0, done.output
+    assert read(tmp_path / name).parity.mean_difference < 1e-4
 
 
 def test_a_report_of_another_kind_is_refused(tmp_path):

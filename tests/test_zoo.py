@@ -37,6 +37,19 @@ MODELS = {
 }
 
 
+def test_a_generator_makes_pixels_of_codes_and_an_encoder_codes_of_pixels():
+    images = zoo.image_generator(latent=3, width=4)(10 * torch.randn(5, 3)).detach()
+    assert images.shape == (5, 1, 28, 28)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+    assert zoo.image_encoder(outputs=6, width=4)(images).shape == (5, 6)
+
+
+@pytest.mark.parametrize("settings", [{"latent": 0}, {"width": 1}])
+def test_a_generator_of_nothing_is_refused(settings):
+    with pytest.raises(SettingError, match="must be an integer of at least"):
+        zoo.image_generator(**settings)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_runs_and_traces(name):
     make, inputs, classes = MODELS[name]

@@ -99,15 +99,15 @@ def judge(
     served = [r for r in latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
     archived = after.archive_bytes or math.nan
     measured: dict[str, Mapping[str, float]] = {
-        "archive": {"x": archived / before.size_bytes, "B": archived},
+        "archive": {**_ratio(archived, before.size_bytes), "B": archived},
         "latency": {
             "x": max((r.ratio for r in served), default=math.nan),
             "ms": max((r.median_ms for r in served), default=math.nan),
         },
-        "macs": {"x": after.macs / before.macs},
-        "parameters": {"x": after.parameters / before.parameters},
-        "score": {"x": _first(after) / _first(before)},
-        "size": {"x": after.size_bytes / before.size_bytes, "B": after.size_bytes},
+        "macs": _ratio(after.macs, before.macs),
+        "parameters": _ratio(after.parameters, before.parameters),
+        "score": _ratio(_first(after), _first(before)),
+        "size": {**_ratio(after.size_bytes, before.size_bytes), "B": after.size_bytes},
     }
     return tuple(requirements.judge(r, measured[r.name]) for r in required)
 
@@ -225,6 +225,10 @@ def _latency(record: GenerationRecord) -> Rows:
 
 def _pair(old: float, new: float, show: Any) -> list[str]:
     return [show(old), show(new), times(new, old)]
+
+
+def _ratio(after: float, before: float) -> dict[str, float]:
+    return {"x": after / before} if before else {}
 
 
 def _first(figures: GeneratorFigures) -> float:
