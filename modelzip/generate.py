@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from modelzip.core.base import Pass, PassReport
 from modelzip.core.prepare import Prepared
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
+from modelzip.errors import SettingError
 from modelzip.export.onnx import export_onnx
 from modelzip.generation.companion import Companion, Given, made
 from modelzip.generation.finetune import finetune_generator, steps_of
@@ -83,6 +85,8 @@ def generate(
             written; or what went wrong later.
     """
     start = time.perf_counter()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingError("a generator trains in one process; run without accelerate launch")
     check_pillow()
     parts = _build(recipe)
     _rehearse(parts)

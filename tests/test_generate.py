@@ -217,6 +217,12 @@ def test_a_companion_that_is_none_is_refused(write):
         job.generate(recipe, out="none", progress=False)
 
 
+def test_several_processes_are_refused(write, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match="a generator trains in one process"):
+        job.generate(loader.load(write()), out="none", progress=False)
+
+
 def test_every_layer_of_a_generator_can_be_integers(write, tmp_path):
     out = tmp_path / "run"
     assert modelzip("run", write(steps=["int8"]), "--out", out, "--quiet").exit_code == 0
