@@ -22,19 +22,29 @@ from modelzip.core.checks import ratio
 from modelzip.core.wrapped import refuse_wrapped
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
+from modelzip.data.store import Store, check_store
 from modelzip.errors import OutputError
 from modelzip.export.onnx import export_onnx
+from modelzip.measure.accuracy import compare as compare_predictions
 from modelzip.measure.machine import describe, sha256
 from modelzip.measure.robustness import RobustnessRow, Served, check_fits, measure_robustness
 from modelzip.passes.rate_quantize import RateQuantize
-from modelzip.recipe import loader, sources
+from modelzip.recipe import loader, sources, storing
 from modelzip.recipe.keep_float import Serving
 from modelzip.recipe.schema import Archived, Measure, Plan, Recipe, parse_calibration
 from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
 from modelzip.report.measurements import Deployed, compare, deployed
-from modelzip.report.record import FILE, Record, SensitivityRow, merge_layers, read, write
+from modelzip.report.record import (
+    FILE,
+    Record,
+    SensitivityRow,
+    StoredData,
+    merge_layers,
+    read,
+    write,
+)
 from modelzip.report.render import markdown
 from modelzip.report.requirements import parse
 from modelzip.report.sensitivity import rank
@@ -67,7 +77,14 @@ def run(recipe: Recipe, *, out: str | Path, resume: bool = False, progress: bool
     model = sources.build_model(recipe)
     shop = workshop(recipe, model)
     return _carry_out(
-        recipe, model, shop, train=recipe.model.train, out=out, resume=resume, progress=progress
+        recipe,
+        model,
+        shop,
+        train=recipe.model.train,
+        store=recipe.data.store,
+        out=out,
+        resume=resume,
+        progress=progress,
     )
 
 
@@ -199,7 +216,7 @@ def workshop(
 ) -> Workshop:
     """The data of `recipe`, ready for its steps; `calibration` in place of its own."""
     refuse_nan(model)
-    return open_workshop(
+    shop = open_workshop(
         sources.build_data(recipe),
         batch_size=recipe.data.batch_size,
         calibration=calibration or recipe.data.calibration,
@@ -207,6 +224,9 @@ def workshop(
         seed=recipe.seed,
         serving=Serving.of(recipe.measure, recipe.require),
     )
+    if recipe.data.store is not None:
+        check_store(recipe.data.store, shop.splits.train)
+    return shop
 
 
 def _carry_out(
@@ -218,6 +238,7 @@ def _carry_out(
     out: str | Path,
     resume: bool,
     progress: bool,
+    store: Store | None = None,
 ) -> Record:
     start = time.perf_counter()
     refuse_nan(model)
@@ -227,12 +248,30 @@ def _carry_out(
         check_fits(plan.robustness, shop.splits.test)
     others = _processes()
     if others is not None and not others.main:
-        return _train_along(plan, model, shop, others, train=train, out=Path(out), resume=resume)
+        return _train_along(
+            plan, model, shop, others, train=train, store=store, out=Path(out), resume=resume
+        )
     with RunFolder(out, recipe=loader.dump(plan), resume=resume) as folder:
         if others is not None:
             others.wait()  # until each has what it resumes from
         for name, text in shop.splits.files.items():
             write(folder / name, text)
+        stored, beside, original = None, None, shop
+        if store is not None:
+            shop, stored = storing.stocked(shop, store, model, folder.path, progress=progress)
+            if others is not None:
+                others.wait()  # until it is there to be opened
+            if store.compare:
+                module = storing.on_original(
+                    plan.steps,
+                    model,
+                    original,
+                    folder.path,
+                    train=train,
+                    stored=shop,
+                    progress=progress,
+                )
+                beside = _deploy(plan, module, original, folder / storing.ORIGINAL / "model.onnx")
         if train is not None:
             model = train_from_scratch(model, train, shop, folder.path, progress=progress)
         baseline = _deploy(plan, model, shop, folder / "baseline.onnx")
@@ -242,6 +281,7 @@ def _carry_out(
             compressed = _archive(compressed, plan.archive.codec, folder / "model.mzip")
         prepared.save(folder / "checkpoint.safetensors")
         clean(folder.path)
+        storing.clean(folder.path)
         log.info("measuring parity and latency")
         findings = compare(
             baseline,
@@ -283,6 +323,7 @@ def _carry_out(
                 else ()
             ),
             robustness=robustness,
+            data=_compared(stored, beside, compressed),
             requirements=judged.outcomes,
             hashes=folder.hashes(),
         )
@@ -302,6 +343,19 @@ def _archive(found: Deployed, codec: str, path: Path) -> Deployed:
     log.info("%s: %s", path.name, kilobytes(packed.after))
     figures = dataclasses.replace(found.figures, archive_bytes=packed.after)
     return dataclasses.replace(found, figures=figures)
+
+
+def _compared(
+    stored: StoredData | None, beside: Deployed | None, compressed: Deployed
+) -> StoredData | None:
+    """What was stored, with what that did to the model, where it was made of the original too."""
+    if stored is None or beside is None:
+        return stored
+    return dataclasses.replace(
+        stored,
+        original=beside.figures.accuracy,
+        comparison=compare_predictions(beside.predictions, compressed.predictions),
+    )
 
 
 def _robustness(
@@ -348,6 +402,7 @@ def _train_along(
     others: Processes,
     *,
     train: FineTune | None,
+    store: Store | None,
     out: Path,
     resume: bool,
 ) -> Record:
@@ -357,6 +412,13 @@ def _train_along(
         if resume and partial(out).is_dir():
             shutil.copytree(partial(out), folder, dirs_exist_ok=True)
         others.wait()
+        if store is not None:
+            others.wait()  # until it is there to be opened
+            original, shop = shop, storing.opened(shop, store, partial(out))
+            if store.compare:
+                storing.on_original(
+                    plan.steps, model, original, folder, train=train, stored=shop, progress=False
+                )
         if train is not None:
             model = train_from_scratch(model, train, shop, folder, progress=False)
         carry_out(plan.steps, model, shop, folder, progress=False)

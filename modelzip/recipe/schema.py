@@ -24,6 +24,7 @@ from modelzip.archive.choose import check as check_codec
 from modelzip.core import checks, registry
 from modelzip.core.base import Need, Pass
 from modelzip.core.prepare import check_order
+from modelzip.data.store import Store
 from modelzip.errors import SettingError, did_you_mean
 from modelzip.measure.conditions import Robustness
 from modelzip.report.requirements import Requirement, parse
@@ -112,6 +113,12 @@ def _known(what: str, found: object, kind: type[Any]) -> dict[str, Any]:
     return found
 
 
+def _store(found: object) -> Store | None:
+    if found is None or isinstance(found, Store):
+        return found
+    return Store(**_known("store", found, Store))
+
+
 def _requirements(value: object) -> tuple[Requirement, ...]:
     if isinstance(value, tuple):
         return value
@@ -165,7 +172,7 @@ class DataSource(_Section):
 
     `calibration` is the number of training samples that passes may look at, or "synthetic", or
     {"synthetic": settings}: then samples are made from the model, and of the data the test set
-    alone is read.
+    alone is read. `store` keeps the training data compressed, and trains and calibrates on that.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -175,6 +182,17 @@ class DataSource(_Section):
     calibration: Annotated[
         int | Synthetic, PlainValidator(parse_calibration), PlainSerializer(_as_written)
     ] = 512
+    store: Annotated[
+        Store | None, PlainValidator(_store), PlainSerializer(lambda v: v and settings(v))
+    ] = None
+
+    @model_validator(mode="after")
+    def _there_to_store(self) -> DataSource:
+        if self.store is not None and isinstance(self.calibration, Synthetic):
+            raise SettingError(
+                "store keeps training data, of which calibration: synthetic reads none; choose one"
+            )
+        return self
 
 
 class Export(_Section):
@@ -294,6 +312,12 @@ class Recipe(Plan):
                 "model.train reads training data, of which calibration: synthetic reads none; give "
                 "weights, or a number of samples"
             )
+        store = self.data.store
+        if self.model.train is not None and store is not None and store.uses_model:
+            raise SettingError(
+                f"data.store: a coreset by {store.by} is chosen with the model, which model.train "
+                "only trains later; give model.weights, or by: random"
+            )
         return self
 
     _folder: Path | None = PrivateAttr(default=None)
@@ -326,7 +350,7 @@ def step_name(found: Pass | FineTune) -> str:
     return found.name if isinstance(found, Pass) else FINETUNE
 
 
-def settings(found: Pass | FineTune | Robustness | Synthetic) -> dict[str, Any]:
+def settings(found: Pass | FineTune | Robustness | Store | Synthetic) -> dict[str, Any]:
     """Every setting of a step or section, defaults included, as plain data."""
     return {f.name: _plain(getattr(found, f.name)) for f in dataclasses.fields(found)}
 

@@ -70,8 +70,8 @@ class RunFolder:
     ) -> None:
         if kind is None or not issubclass(kind, Exception):  # Ctrl-C leaves it to be resumed
             return
-        finished = any(self.path.glob("*.safetensors"))
-        begun = any(self.path.glob("*.training"))
+        finished = any(self.path.rglob("*.safetensors"))
+        begun = any(self.path.rglob("*.training"))
         # a wrong recipe cannot be resumed; a full disk can, from what was being trained
         own_fault = issubclass(kind, ModelzipError) and not issubclass(kind, OutputError)
         if not (finished or (begun and not own_fault)):

@@ -99,6 +99,31 @@ class SensitivityRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredData:
+    """The training data as a recipe's `store` kept them.
+
+    `bytes_before` are those of all samples as arrays, `bytes_after` those of the file. Samples a
+    second are read by one process. `original` is the accuracy of the model that the same steps
+    made of the original data, with the same seed and as many optimizer steps, and `comparison`
+    that of the compressed model with it; None where the recipe did not ask.
+    """
+
+    file: str
+    settings: dict[str, Any]
+    samples_before: int
+    duplicates: int
+    left_out: int
+    samples: int
+    bytes_before: int
+    bytes_after: int
+    lossless: bool
+    shuffled_per_s: float
+    random_per_s: float
+    original: Accuracy | None = None
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything a run found out. `notes` are what a reader must not miss, worst first."""
 
@@ -124,6 +149,7 @@ class Record:
     zeros: str = ""
     sensitivity: tuple[SensitivityRow, ...] = ()
     robustness: tuple[RobustnessRow, ...] = ()
+    data: StoredData | None = None
     hashes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -10,6 +10,7 @@ from modelzip.measure.latency import LatencyRow
 from modelzip.measure.parity import Parity
 from modelzip.report import fastest
 from modelzip.report.classes import class_sections, f1_row
+from modelzip.report.data import DATA, data_lines, data_rows
 from modelzip.report.fastest import situation, where
 from modelzip.report.record import Figures, Record
 from modelzip.report.robustness import ROBUSTNESS, robustness_rows
@@ -38,6 +39,9 @@ def terminal(record: Record) -> str:
     ]
     if record.requirements:
         parts.append(table(_requirements(record), ["required", "limit", "measured", "met"]))
+    if record.data is not None:
+        parts.append(table(data_rows(record.data, record.compressed), DATA))
+        parts.append("\n".join(data_lines(record.data)))
     if record.robustness:
         parts.append(table(robustness_rows(record.robustness), ROBUSTNESS))
     return "\n\n".join(parts)
@@ -55,6 +59,8 @@ def markdown(record: Record) -> str:
         _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
         *step_sections(record),
         *class_sections(record),
+        _section("Data", data_rows(record.data, record.compressed), DATA),
+        "\n".join(f"- {line}" for line in data_lines(record.data)),
         _section("Robustness", robustness_rows(record.robustness), ROBUSTNESS),
         _section("Latency", _latency(record.latency), _LATENCY),
         "\n".join(f"- not measured: {line}" for line in record.missing),

@@ -90,7 +90,8 @@ class Form:
         if "threshold" in lossy:
             checks.positive("threshold", self.threshold)
         if len(lossy) > 1:
-            raise SettingError(f"{' and '.join(lossy)} are two ways to lose; choose one")
+            named = " and ".join("dtype" if name == "narrow" else name for name in lossy)
+            raise SettingError(f"{named} are two ways to lose; choose one")
         for name in lossy:
             fits = self.dtype == "uint8" if name == "bits" else self.dtype in FLOATS
             if not fits or self.text:
