@@ -48,6 +48,8 @@ needs_sms = pytest.mark.skipif(
         "digits",
         pytest.param("resnet20_int8", marks=needs_cifar10),
         pytest.param("resnet20_4bit", marks=needs_cifar10),
+        pytest.param("resnet20_int8_datafree", marks=needs_cifar10),
+        pytest.param("resnet20_4bit_datafree", marks=needs_cifar10),
         pytest.param("resnet56_size", marks=needs_cifar10),
         pytest.param("resnet20_prune_int8", marks=needs_cifar10),
         pytest.param("resnet20_lsq", marks=needs_cifar10),
