@@ -251,6 +251,29 @@ def test_a_killed_reader_leaves_the_file_whole(path):
     same(path, smooth())
 
 
+def test_a_killed_worker_is_named_and_the_file_is_whole(path):
+    """In a process of its own: torch's loader leaves a handler of SIGCHLD in this one."""
+    pack(images(), path, chunk=4)
+    code = f"""
+import os, signal
+from torch.utils.data import DataLoader, get_worker_info
+from modelzip.data import PackedDataset
+class Killed(PackedDataset):
+    def __getitems__(self, indices):
+        if get_worker_info() is not None and 12 in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitems__(indices)
+for _ in DataLoader(
+    Killed({str(path)!r}), batch_size=4, num_workers=1, multiprocessing_context="fork"
+):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "RuntimeError: DataLoader worker" in done.stderr
+    same(path, smooth())
+
+
 def test_the_projects_own_loader_takes_it(path):
     pack(images(), path)
     inputs, targets = next(iter(loader(PackedDataset(path), batch_size=4)))
