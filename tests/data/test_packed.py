@@ -251,7 +251,7 @@ def test_a_killed_reader_leaves_the_file_whole(path):
     same(path, smooth())
 
 
-def test_a_killed_worker_is_named_and_the_file_is_whole(path):
+def test_a_killed_worker_ends_the_loader_and_leaves_the_file_whole(path):
     """In a process of its own: torch's loader leaves a handler of SIGCHLD in this one."""
     pack(images(), path, chunk=4)
     code = f"""
@@ -269,8 +269,9 @@ for _ in DataLoader(
     pass
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "RuntimeError: DataLoader worker" in done.stderr
+    # torch says which of two it meets first: a worker that is gone, or its socket
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(("RuntimeError: DataLoader worker", "ConnectionResetError")), last
     same(path, smooth())
 
 
