@@ -3,6 +3,7 @@
     python benchmarks/archive.py integers      bits of quantized weights by each codec, a minute
     python benchmarks/archive.py floats        float32, bfloat16 and float16, and zipnn where it is
     python benchmarks/archive.py lossy         ResNet-56 in fewer bytes, not trained, 15 minutes
+    python benchmarks/archive.py trained --run runs/resnet56_archive    a trained one, by each codec
     python benchmarks/archive.py memory        1 GB packed and unpacked: how much memory it takes
 
 integers: all weights of ResNet-56 (CIFAR-10), symmetric with a scale for each output channel from
@@ -11,6 +12,8 @@ floats: the same weights as they are, drawn 24 MB of, with the seed 0. Sizes are
 every one of which is decoded and compared; speed is the best of three, on all cores for archives.
 lossy: ResNet-56 (CIFAR-10), rate_quantize for two sizes, on 512 images of train, beside NNCodec by
 its own step for all weights and batch norms folded before; each decoded, run on all test images.
+trained: what `modelzip run recipes/resnet56_archive.yaml --out runs/resnet56_archive` left behind,
+packed by each codec, and what unpacks run on all test images.
 memory: a state_dict of 937 MB whose largest tensor has 131; the most that is resident while it is
 packed and unpacked, less what is before. Needs the weights (see MODELZIP_MODELS in the README),
 `pip install modelzip[archive]`, for its row zipnn, and for NNCodec's rows an environment of its own
@@ -51,6 +54,7 @@ from modelzip.zoo import load_weights, resnet56
 
 TIMES = 3
 SIZES = ("0.0535x", "0.046x")
+RUN = Path("runs/resnet56_archive")
 QPS = (-28, -26, -24)
 MATRICES = {
     **dict.fromkeys(("query", "key", "value", "out"), (1024, 1024)),
@@ -231,6 +235,27 @@ def lossy(nncodec: str | None) -> None:
     print("\n" + tabulate(rows, headers=headers, tablefmt="github"))
 
 
+def trained(run: Path) -> None:
+    splits = cifar10(augment=False)
+    whole = (run / "baseline.onnx").stat().st_size
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for codec in (choose.AUTO, *codecs.NAMES):
+            found = mz.pack(run / "model.onnx", Path(scratch) / f"{codec}.mzip", codec=codec)
+            rows.append([codec, f"{found.after / 1000:.1f}", f"{whole / found.after:.1f}x"])
+        print(tabulate(rows, headers=["codec", "KB", "ratio"], tablefmt="github") + "\n")
+        again = mz.unpack(Path(scratch) / "auto.mzip", Path(scratch) / "again.onnx")
+        sizes = {"float32": whole, "unpacked": (Path(scratch) / "auto.mzip").stat().st_size}
+        files = {"float32": run / "baseline.onnx", "unpacked": again}
+        answers = {
+            name: predict(load(file), loader(splits.test, batch_size=500))
+            for name, file in files.items()
+        }
+    rows = [row(n, sizes[n], whole, answers[n], answers["float32"]) for n in files]
+    headers = ["ResNet-56, 10,000 images", "KB", "ratio", "top-1", "95 %", "KL"]
+    print(tabulate(rows, headers=headers, tablefmt="github"))
+
+
 def row(name: str, size: int, whole: int, found: Predictions, float_: Predictions) -> list[str]:
     right = accuracy(found)
     top1, low, high = (f"{100 * v:.2f}" for v in (right.top1, right.low, right.high))
@@ -279,8 +304,9 @@ def memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["integers", "floats", "lossy", "memory"])
+    parser.add_argument("part", choices=["integers", "floats", "lossy", "trained", "memory"])
     parser.add_argument("--nncodec", metavar="PYTHON", help="of an environment that has NNCodec")
+    parser.add_argument("--run", type=Path, help="the folder that a recipe's run left", default=RUN)
     given = parser.parse_args()
     torch.set_num_threads(1)
     machine = describe()
@@ -292,6 +318,8 @@ def main() -> None:
             floats()
         case "lossy":
             lossy(given.nncodec)
+        case "trained":
+            trained(given.run)
         case "memory":
             memory()
 

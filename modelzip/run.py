@@ -18,7 +18,6 @@ from modelzip.archive.pack import pack
 from modelzip.archive.unpack import unpack
 from modelzip.core import surgery
 from modelzip.core.base import Pass, PassReport
-from modelzip.core.checks import ratio
 from modelzip.core.wrapped import refuse_wrapped
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
@@ -28,10 +27,9 @@ from modelzip.export.onnx import export_onnx
 from modelzip.measure.accuracy import compare as compare_predictions
 from modelzip.measure.machine import describe, sha256
 from modelzip.measure.robustness import RobustnessRow, Served, check_fits, measure_robustness
-from modelzip.passes.rate_quantize import RateQuantize
 from modelzip.recipe import loader, sources, storing
 from modelzip.recipe.keep_float import Serving
-from modelzip.recipe.schema import Archived, Measure, Plan, Recipe, parse_calibration
+from modelzip.recipe.schema import Plan, Recipe, parse_calibration
 from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
@@ -46,7 +44,6 @@ from modelzip.report.record import (
     write,
 )
 from modelzip.report.render import markdown
-from modelzip.report.requirements import parse
 from modelzip.report.sensitivity import rank
 from modelzip.report.text import kilobytes
 from modelzip.report.verdict import judge
@@ -56,9 +53,6 @@ from modelzip.train.synthetic import Synthetic
 from modelzip.zoo import refuse_nan
 
 log = logging.getLogger(__name__)
-
-_TURNS = 3  # for a lossy archive: what is in no weight is known once it is there
-_NEAR = 0.01  # of a target
 
 
 def run(recipe: Recipe, *, out: str | Path, resume: bool = False, progress: bool = True) -> Record:
@@ -148,57 +142,6 @@ def compress(
     return _carry_out(plan, copy, shop, train=None, out=out, resume=resume, progress=progress)
 
 
-def pack_lossy(
-    recipe: Recipe,
-    path: str | Path,
-    *,
-    size: str | None = None,
-    kl: float | None = None,
-    codec: str = "auto",
-    progress: bool = True,
-) -> Record:
-    """Pack the model of `recipe`, its weights rounded for that; the record of what it then is.
-
-    Only the recipe's model and data are used, not its steps: nothing is trained.
-
-    Args:
-        path: of the archive; what is there stays until it is whole.
-        size, kl: the target, one of them, as in `RateQuantize`.
-        codec, progress: as for `pack` and `run`.
-
-    Raises:
-        ModelzipError: as `run` does.
-    """
-    path = Path(path)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder, or in one that is not there")
-    target = None if size is None else ratio("size", size)
-    step = RateQuantize(size=size, kl=kl)
-    plan = recipe.model_copy(
-        update={
-            "archive": Archived(codec=codec),
-            "measure": Measure(runtimes=("onnxruntime",)),
-            "require": () if size is None else (parse("archive", size),),
-        }
-    )
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".modelzip-") as scratch:
-        for turn in range(_TURNS):
-            folder = Path(scratch) / str(turn) / path.stem
-            folder.parent.mkdir()
-            tried = plan.model_copy(update={"steps": (step,)})
-            record = run(tried, out=folder, progress=progress)
-            if record.passed or target is None:
-                break
-            found = (record.compressed.archive_bytes or 0) / record.baseline.size_bytes
-            left = ratio("size", step.size) - (found - target)  # for the weights, of all else
-            if left <= 0:
-                break
-            step = RateQuantize(size=f"{(1 - _NEAR) * left:.5g}x")
-            log.info("once more: the archive is over %s", size)
-        (folder / "model.mzip").replace(path)
-    return record
-
-
 def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:
     """What each pass would do to the model of `recipe`; nothing is trained or written."""
     model = sources.build_model(recipe)
@@ -215,6 +158,7 @@ def workshop(
     recipe: Recipe, model: nn.Module, *, calibration: int | Synthetic | None = None
 ) -> Workshop:
     """The data of `recipe`, ready for its steps; `calibration` in place of its own."""
+    sources.refuse_generator(recipe)
     refuse_nan(model)
     shop = open_workshop(
         sources.build_data(recipe),
@@ -256,22 +200,9 @@ def _carry_out(
             others.wait()  # until each has what it resumes from
         for name, text in shop.splits.files.items():
             write(folder / name, text)
-        stored, beside, original = None, None, shop
-        if store is not None:
-            shop, stored = storing.stocked(shop, store, model, folder.path, progress=progress)
-            if others is not None:
-                others.wait()  # until it is there to be opened
-            if store.compare:
-                module = storing.on_original(
-                    plan.steps,
-                    model,
-                    original,
-                    folder.path,
-                    train=train,
-                    stored=shop,
-                    progress=progress,
-                )
-                beside = _deploy(plan, module, original, folder / storing.ORIGINAL / "model.onnx")
+        shop, stored, beside = _stocked(
+            plan, store, model, shop, folder, others, train=train, progress=progress
+        )
         if train is not None:
             model = train_from_scratch(model, train, shop, folder.path, progress=progress)
         baseline = _deploy(plan, model, shop, folder / "baseline.onnx")
@@ -331,6 +262,31 @@ def _carry_out(
     if others is not None:
         others.wait()  # until each may read the report
     return record
+
+
+def _stocked(
+    plan: Plan,
+    store: Store | None,
+    model: nn.Module,
+    shop: Workshop,
+    folder: RunFolder,
+    others: Processes | None,
+    *,
+    train: FineTune | None,
+    progress: bool,
+) -> tuple[Workshop, StoredData | None, Deployed | None]:
+    """`shop` with its data as `store` says, what that took, and what the original data make."""
+    if store is None:
+        return shop, None, None
+    found, stored = storing.stocked(shop, store, model, folder.path, progress=progress)
+    if others is not None:
+        others.wait()  # until it is there to be opened
+    if not store.compare:
+        return found, stored, None
+    module = storing.on_original(
+        plan.steps, model, shop, folder.path, train=train, stored=found, progress=progress
+    )
+    return found, stored, _deploy(plan, module, shop, folder / storing.ORIGINAL / "model.onnx")
 
 
 def _archive(found: Deployed, codec: str, path: Path) -> Deployed:

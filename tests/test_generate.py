@@ -211,6 +211,18 @@ def test_synthetic_calibration_is_refused(write, arrays):
         loader.load(write(data=data))
 
 
+def test_stored_data_are_refused(write, arrays):
+    data = {"build": "modelzip.data:npz", "path": arrays, "store": {"bits": 5}}
+    with pytest.raises(SettingError, match="data: store is for classifiers; leave it out"):
+        loader.load(write(data=data))
+
+
+@pytest.mark.parametrize("command", [["sensitivity"], ["pack", "--lossy", "size=0.1x"]])
+def test_commands_for_classifiers_say_so(write, command):
+    done = modelzip(*command, write())
+    assert "it is a generator's, which modelzip run and check take" in str(done.exception)
+
+
 def test_a_companion_that_is_none_is_refused(write):
     recipe = loader.load(write(companion={"build": "modelzip.zoo:digits_cnn"}))
     with pytest.raises(SettingError, match="returned Sequential; it must return a Companion"):

@@ -101,8 +101,8 @@ def _pack_lossy(source: Path, out: Path, target: str, codec: str) -> None:
     from modelzip.recipe.loader import load
 
     recipe = load(source)
+    from modelzip.lossy import pack_lossy
     from modelzip.report.render import terminal
-    from modelzip.run import pack_lossy
 
     log_to_stderr()
     record = pack_lossy(recipe, out, size=value if kl is None else None, kl=kl, codec=codec)

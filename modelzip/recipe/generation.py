@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -29,6 +29,7 @@ class CompanionSource(BaseModel):
 class GenerationRecipe(Recipe):
     """The recipe of a generator, which its `companion` trains and judges."""
 
+    generates: ClassVar[bool] = True
     companion: CompanionSource
 
     @model_validator(mode="after")
@@ -40,6 +41,8 @@ class GenerationRecipe(Recipe):
                 "data: codes are all that a generator is calibrated with; give a "
                 "number of samples as calibration"
             )
+        if self.data.store is not None:
+            raise SettingError("data: store is for classifiers; leave it out")
         if self.robustness is not None:
             raise SettingError("robustness is of classifiers; leave it out")
         if self.measure.sensitivity:

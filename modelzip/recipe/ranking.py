@@ -62,6 +62,7 @@ def _opened(path: str | Path) -> tuple[nn.Module, Workshop, int]:
     path = Path(path)
     weights = path / "original.safetensors"
     recipe: Recipe = loader.load(path / RECIPE if path.is_dir() else path)
+    sources.refuse_generator(recipe)
     if recipe.model.train is not None and not weights.is_file():
         raise SettingError(
             f"{path.name} trains its model first; run it, and give the folder of the run"

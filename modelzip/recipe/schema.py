@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -302,6 +302,7 @@ class Plan(_Section):
 class Recipe(Plan):
     """A whole recipe, validated and frozen. `loader.load` reads one from a file."""
 
+    generates: ClassVar[bool] = False  # whether it is a `GenerationRecipe`
     model: ModelSource
     data: DataSource
 

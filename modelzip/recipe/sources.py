@@ -7,6 +7,7 @@ from torch import nn
 
 from modelzip import data, zoo
 from modelzip.data.base import Splits
+from modelzip.errors import SettingError
 from modelzip.recipe.schema import Recipe
 
 
@@ -17,6 +18,15 @@ def build_model(recipe: Recipe) -> nn.Module:
     return zoo.build(
         source.build, weights=source.weights, beside=recipe.folder, **(source.model_extra or {})
     )
+
+
+def refuse_generator(recipe: Recipe) -> None:
+    """SettingError for the recipe of a generator, where a classifier's is needed."""
+    if recipe.generates:
+        raise SettingError(
+            "the recipe has a companion, so it is a generator's, which modelzip run and check take "
+            "(modelzip.generate in Python) and nothing else"
+        )
 
 
 def build_data(recipe: Recipe) -> Splits:
