@@ -28,7 +28,7 @@ def check(splits: Splits, *, model: nn.Module | None = None) -> None:
     Empty splits, values that are not finite, items of differing shapes or types, labels that are
     not integers in [0, classes); and, given a `model`, inputs that it does not take (ModelError
     where its output is not [N, classes]). Data in memory are checked whole, others at about 256
-    spread items.
+    spread items; of packed data all labels.
 
     >>> pairs = [(torch.ones(2), 0), (torch.ones(2), 7)]
     >>> check(Splits(train=pairs, validation=pairs, test=pairs, classes=2))
@@ -44,7 +44,7 @@ def check(splits: Splits, *, model: nn.Module | None = None) -> None:
         if forms[name] != forms["train"]:
             raise DataError(f"{name} items are {forms[name]}, and train items {forms['train']}")
     if model is not None:
-        _check_model(splits, model, forms["train"])
+        check_model(model, splits.validation, classes=splits.classes)
 
 
 def calibration_batches(
@@ -53,8 +53,7 @@ def calibration_batches(
     """(inputs, targets) batches of `samples` training items, chosen by `seed`, un-augmented.
 
     All of the training data where there are fewer, with a warning where they do not fill one batch.
-    A dataset that is not a `Pipeline` is
-    taken as it is, with any augmentation of its own.
+    A dataset that is not a `Pipeline` is taken as it is, with any augmentation of its own.
 
     >>> from modelzip.data import digits
     >>> [len(targets) for _, targets in calibration_batches(digits(), samples=200)]
@@ -71,8 +70,12 @@ def calibration_batches(
             len(order),
             batch_size,
         )
-    plain = splits.train.plain() if isinstance(splits.train, Pipeline) else splits.train
-    return list(loader(Subset(plain, order.tolist()), batch_size=batch_size))
+    if isinstance(splits.train, Pipeline):  # at once: a packed dataset decodes each chunk once
+        inputs, targets = splits.train.plain().__getitems__(order.tolist())
+        return list(
+            zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
+        )
+    return list(loader(Subset(splits.train, order.tolist()), batch_size=batch_size))
 
 
 def _check_items(dataset: Dataset[Any], name: str, classes: int) -> str:
@@ -80,11 +83,11 @@ def _check_items(dataset: Dataset[Any], name: str, classes: int) -> str:
     if isinstance(dataset, ArrayDataset):
         for start in range(0, len(dataset), _CHUNK):
             _check_finite(dataset.inputs[start : start + _CHUNK], name, start)
-        outside = (dataset.targets < 0) | (dataset.targets >= classes)
-        if bool(outside.any()):
-            index = int(outside.nonzero()[0])
-            _check_label(dataset.targets[index], name, index, classes)
+        _check_targets(dataset.targets, name, classes)
         return _form(dataset[0][0])
+    if isinstance(dataset, Pipeline):
+        _check_targets(dataset.targets, name, classes)
+        dataset = dataset.plain()
     form = ""
     size = length(dataset)
     for index in range(0, size, max(1, size // _SAMPLED)):
@@ -99,6 +102,13 @@ def _check_items(dataset: Dataset[Any], name: str, classes: int) -> str:
             raise DataError(f"{name} item {index} is {_form(inputs)}, and those before it {form}")
         form = _form(inputs)
     return form
+
+
+def _check_targets(targets: Tensor, name: str, classes: int) -> None:
+    outside = (targets < 0) | (targets >= classes)
+    if bool(outside.any()):
+        index = int(outside.nonzero()[0])
+        _check_label(targets[index], name, index, classes)
 
 
 def _check_label(label: Any, name: str, index: int, classes: int) -> None:
@@ -131,8 +141,11 @@ def _form(inputs: Any) -> str:
     raise DataError(f"inputs must be tensors, or tuples or dicts of them, got {inputs!r:.80}")
 
 
-def _check_model(splits: Splits, model: nn.Module, form: str) -> None:
-    pair = Subset(splits.validation, [0, min(1, length(splits.validation) - 1)])
+def check_model(model: nn.Module, dataset: Dataset[Any], *, classes: int) -> None:
+    """DataError where `model` does not take the items of `dataset`, ModelError if its output is
+    not [N, classes].
+    """
+    pair = Subset(dataset, [0, min(1, length(dataset) - 1)])
     inputs, _ = next(iter(loader(pair, batch_size=2)))
     try:
         with evaluating(model):
@@ -140,9 +153,10 @@ def _check_model(splits: Splits, model: nn.Module, form: str) -> None:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{type(model).__name__} does not take the data's items, {form}: {reason}"
+            f"{type(model).__name__} does not take the data's items, "
+            f"{_form(dataset[0][0])}: {reason}"
         ) from error
-    logits(output, model=model, classes=splits.classes)
+    logits(output, model=model, classes=classes)
 
 
 def logits(output: Any, *, model: nn.Module, classes: int) -> Tensor:

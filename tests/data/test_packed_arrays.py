@@ -16,6 +16,7 @@ from modelzip.data import (
     pack,
 )
 from modelzip.data.base import Shuffled, set_epoch, shuffled
+from modelzip.data.checking import check
 from modelzip.data.corrupted import Corrupted
 from modelzip.errors import DataError, SettingError
 
@@ -92,6 +93,30 @@ def test_calibration_samples_are_those_of_memory(packed):
     for mine, theirs in zip(batches(packed), batches(images()), strict=True):
         assert torch.equal(mine[0], theirs[0])
         assert torch.equal(mine[1], theirs[1])
+
+
+def test_data_of_many_chunks_are_checked_and_calibrated_from(tmp_path):
+    held = ArrayDataset(torch.arange(30_000)[:, None], torch.arange(30_000) % 7)
+    path = pack(held, tmp_path / "a.mzd", codec="store").path
+    packed = PackedArrays(PackedDataset(path))
+    splits = Splits(train=packed, validation=packed, test=packed, classes=7)
+    for _ in range(4):
+        check(splits)
+        found = calibration_batches(splits, samples=600, batch_size=128)
+    assert [len(targets) for _, targets in found] == [128, 128, 128, 128, 88]
+    order = torch.randperm(30_000, generator=torch.Generator().manual_seed(0))[:600]
+    assert torch.cat([inputs for inputs, _ in found]).flatten().tolist() == order.tolist()
+    with pytest.raises(DataError, match="samples were decoded to read"):
+        [packed[i] for _ in range(4) for i in range(0, 30_000, 128)]
+
+
+def test_every_label_of_packed_data_is_checked(tmp_path):
+    labels = torch.zeros(600, dtype=torch.int64)
+    labels[599] = 7
+    path = pack(ArrayDataset(images(600).inputs, labels), tmp_path / "a.mzd").path
+    packed = PackedArrays(PackedDataset(path))
+    with pytest.raises(DataError, match="the label of train item 599 is 7; with 2 classes"):
+        check(Splits(train=packed, validation=packed, test=packed, classes=2))
 
 
 def test_each_chunk_may_be_decoded_once_in_any_order(tmp_path):

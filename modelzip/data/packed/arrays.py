@@ -44,6 +44,15 @@ class PackedArrays(Pipeline, Ordered):
         shape = (len(data), *data.form.shape)
         super().__init__(shape, data.labels, mean=mean, std=std, crop=crop, seed=seed)
 
+    def plain(self) -> PackedArrays:
+        """The same data without augmentation, which may be read in any order: for a look at them.
+
+        Nothing is copied.
+        """
+        same = super().plain()
+        same.data = self.data.in_any_order()
+        return same
+
     def _raw(self, chosen: Tensor) -> Tensor:
         return self.data.batch(chosen.tolist())[0]
 

@@ -111,6 +111,12 @@ class PackedDataset(Ordered):
         window = max(1, min(WINDOW, self.cache // 2))  # a batch may be of two windows
         return ChunkShuffled(self, seed=seed, share=share, window=window)
 
+    def in_any_order(self) -> PackedDataset:
+        """The same file, still open, with `random_access`: for a few samples from everywhere."""
+        same = object.__new__(type(self))
+        same.__dict__.update(self.__dict__, random_access=True)
+        return same
+
     def chunk_of(self, chunk: int) -> range:
         """The numbers of a chunk's samples."""
         return range(chunk * self.form.chunk, min((chunk + 1) * self.form.chunk, len(self)))
