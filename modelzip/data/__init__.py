@@ -4,6 +4,12 @@ from modelzip.data.absent import evaluation_only
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Augmented, Normalised, Splits, Texts, build, loader
 from modelzip.data.checking import calibration_batches, check
+from modelzip.data.evaluation import (
+    cifar10_test,
+    fashion_mnist_test,
+    image_folder_test,
+    npz_test,
+)
 from modelzip.data.fewer import coreset, without_duplicates
 from modelzip.data.packed import ChunkShuffled, PackedArrays, PackedDataset, pack
 from modelzip.data.sms import sms_spam
@@ -23,13 +29,17 @@ __all__ = [
     "calibration_batches",
     "check",
     "cifar10",
+    "cifar10_test",
     "coreset",
     "digits",
     "evaluation_only",
     "fashion_mnist",
+    "fashion_mnist_test",
     "image_folder",
+    "image_folder_test",
     "loader",
     "npz",
+    "npz_test",
     "pack",
     "sms_spam",
     "sst2",

@@ -204,9 +204,23 @@ def cifar_batches(path: Path) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[
             for name in names:
                 member = archive.extractfile(f"cifar-10-batches-bin/{name}.bin")
                 data = b"" if member is None else member.read(CIFAR_BATCH * 3073 + 1)
-                if len(data) != CIFAR_BATCH * 3073:
-                    raise DataError(f"{path}: {name}.bin does not hold {CIFAR_BATCH} images")
-                records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-                yield name, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+                yield name, *_cifar_records(data, where=f"{path}: {name}.bin")
     except (OSError, KeyError, EOFError, tarfile.TarError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images and labels of one file of that archive, such as `test_batch.bin`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(CIFAR_BATCH * 3073 + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return _cifar_records(data, where=str(path))
+
+
+def _cifar_records(data: bytes, *, where: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    if len(data) != CIFAR_BATCH * 3073:
+        raise DataError(f"{where} does not hold {CIFAR_BATCH} images")
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]

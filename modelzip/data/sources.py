@@ -8,7 +8,7 @@ Arguments they share:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ from modelzip.errors import DataError, MissingExtraError
 
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
+FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
+_CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
 _CIFAR = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
+_FASHION_SPLITS = {"train": "train", "test": "t10k"}
 _FASHION_FILES = {
     "train-images-idx3": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -79,11 +82,16 @@ def cifar10(
         augment: random crops from 4 pixels of padding and flips, on the training images alone.
     """
     path = files.local_file("cifar10_webp.npz")
-    arrays = _cifar_archive() if path is None else _cifar_webp(path)
-    train, test = _tensors(*arrays[:2]), _tensors(*arrays[2:])
+    if path is None:
+        batches = {name: (x, y) for name, x, y in cifar_archive()}
+        test = batches.pop("test_batch")
+        images, labels = zip(*batches.values(), strict=True)
+        train = np.concatenate(images), np.concatenate(labels)
+    else:
+        train, test = cifar_strips(path, "train"), cifar_strips(path, "test")
     return in_memory(
-        train,
-        test,
+        as_tensors(*train),
+        as_tensors(*test),
         classes=10,
         validation=validation,
         limit=limit,
@@ -101,31 +109,15 @@ def fashion_mnist(*, validation: float = 5000, seed: int = 0, limit: int | None 
     otherwise the latter are downloaded, checked and cached.
     Xiao et al. 2017, https://arxiv.org/abs/1708.07747.
     """
-    path = files.local_file("fashion_mnist.npz")
-    if path is None:
-        read = {
-            name: files.idx(
-                files.fetch(f"{_FASHION}{name}-ubyte.gz", sha256=sha256), ndim=int(name[-1])
-            )
-            for name, sha256 in _FASHION_FILES.items()
-        }
-        arrays = list(read.values())
-    else:
-        npz_file = files.NpzFile(path)
-        arrays = [
-            npz_file.read(f"{split}_{part}", kinds="u", ndim=ndim)
-            for split in ("train", "test")
-            for part, ndim in (("x", 3), ("y", 1))
-        ]
     return in_memory(
-        _tensors(arrays[0][:, None], arrays[1]),
-        _tensors(arrays[2][:, None], arrays[3]),
+        fashion("train"),
+        fashion("test"),
         classes=10,
         validation=validation,
         limit=limit,
         seed=seed,
-        mean=(0.2860,),
-        std=(0.3530,),
+        mean=FASHION_MEAN,
+        std=FASHION_STD,
     )
 
 
@@ -149,12 +141,7 @@ def npz(
         crop: pixels of padding of random crops, with flips, of training images; 0 for none.
     """
     file = files.NpzFile(path)
-    arrays = [
-        file.read(f"{split}_{part}", kinds=kinds, ndim=ndim)
-        for split in ("train", "test")
-        for part, kinds, ndim in (("x", "fui", None), ("y", "ui", 1))
-    ]
-    train, test = _tensors(*arrays[:2]), _tensors(*arrays[2:])
+    train, test = arrays(file, "train"), arrays(file, "test")
     if train[0].shape[1:] != test[0].shape[1:] or train[0].dtype != test[0].dtype:
         raise DataError(
             f"{path}: train_x is {train[0].dtype} {list(train[0].shape)} and test_x "
@@ -201,10 +188,21 @@ def image_folder(
         validation=Subset(whole, held_out.tolist()),
         test=images.ImageFiles(test, size=size, mean=mean, std=std),
         classes=len(names),
+        names=names,
     )
 
 
-def _tensors(inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Tensor, Tensor]:
+def arrays(file: files.NpzFile, split: str) -> tuple[Tensor, Tensor]:
+    """`split`_x and `split`_y of a file as `npz` describes them."""
+    inputs, targets = (
+        file.read(f"{split}_x", kinds="fui"),
+        file.read(f"{split}_y", kinds="ui", ndim=1),
+    )
+    return as_tensors(inputs, targets)
+
+
+def as_tensors(inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Arrays as datasets hold them: bytes as they are, floats as float32, the rest as int64."""
     if inputs.dtype.kind == "f":
         inputs = inputs.astype(np.float32)
     elif inputs.dtype != np.uint8:
@@ -213,31 +211,37 @@ def _tensors(inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Tensor, Tenso
     return torch.from_numpy(owned), torch.from_numpy(targets.astype(np.int64))
 
 
-def _cifar_archive() -> list[NDArray[np.uint8]]:
+def fashion(split: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of a split of Fashion-MNIST; no file of the other is touched."""
+    path = files.local_file("fashion_mnist.npz")
+    parts = []
+    for part, ndim, kind in (("x", 3, "images"), ("y", 1, "labels")):
+        if path is None:
+            name = f"{_FASHION_SPLITS[split]}-{kind}-idx{ndim}"
+            url = f"{_FASHION}{name}-ubyte.gz"
+            parts.append(files.idx(files.fetch(url, sha256=_FASHION_FILES[name]), ndim=ndim))
+        else:
+            parts.append(files.NpzFile(path).read(f"{split}_{part}", kinds="u", ndim=ndim))
+    return as_tensors(parts[0][:, None], parts[1])
+
+
+def cifar_archive() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The batches of CIFAR-10's archive, which is fetched."""
     url, sha256 = _CIFAR
-    batches = {name: (x, y) for name, x, y in files.cifar_batches(files.fetch(url, sha256=sha256))}
-    test = batches.pop("test_batch")
-    return [
-        np.concatenate([x for x, _ in batches.values()]),
-        np.concatenate([y for _, y in batches.values()]),
-        *test,
+    return files.cifar_batches(files.fetch(url, sha256=sha256))
+
+
+def cifar_strips(path: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images and labels of a split of CIFAR-10 in `cifar10_webp.npz`; the other is not read."""
+    file, count = files.NpzFile(path), _CIFAR_COUNTS[split]
+    strips = [
+        files.webp_strip(
+            file.read(name, kinds="u", ndim=1).tobytes(), side=32, where=f"{path}: {name}"
+        )
+        for name in sorted(n for n in file.names if n.startswith(f"{split}_strip"))
     ]
-
-
-def _cifar_webp(path: Path) -> list[NDArray[np.uint8]]:
-    file = files.NpzFile(path)
-    arrays = []
-    for split, count in (("train", 50_000), ("test", 10_000)):
-        strips = [
-            files.webp_strip(
-                file.read(name, kinds="u", ndim=1).tobytes(), side=32, where=f"{path}: {name}"
-            )
-            for name in sorted(n for n in file.names if n.startswith(f"{split}_strip"))
-        ]
-        labels = file.read(f"{split}_y", kinds="u", ndim=1)
-        found = sum(len(s) for s in strips)
-        if found != count or len(labels) != count:
-            raise DataError(f"{path}: {found} {split} images and {len(labels)} labels, not {count}")
-        stacked = np.concatenate(strips).transpose(0, 3, 1, 2)
-        arrays += [np.ascontiguousarray(stacked), labels]
-    return arrays
+    labels = file.read(f"{split}_y", kinds="u", ndim=1)
+    found = sum(len(s) for s in strips)
+    if found != count or len(labels) != count:
+        raise DataError(f"{path}: {found} {split} images and {len(labels)} labels, not {count}")
+    return np.ascontiguousarray(np.concatenate(strips).transpose(0, 3, 1, 2)), labels
