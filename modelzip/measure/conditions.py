@@ -15,6 +15,7 @@ from modelzip.errors import SettingError
 ATTACKS = ("fgsm", "pgd")
 FAULTS = "bit_flips"
 CLEAN = "clean"
+_OF = {"pgd_steps": ("pgd",), "attack_samples": ATTACKS, "draws": (FAULTS,)}
 _IN_255THS = 1e-6  # how near a multiple of 1/255 an epsilon is one
 
 
@@ -95,12 +96,23 @@ class Robustness:
         self._set(FAULTS, rates)
         if not any(True for _ in self.conditions()):
             raise SettingError("robustness names no condition; give one, such as jpeg: [75, 50]")
+        self._check_used()
 
     def conditions(self) -> Iterator[Condition]:
         """Every condition asked for, the clean data aside."""
         for kind in (*KINDS, *TEXTS, *ATTACKS, FAULTS):
             for level in getattr(self, kind):
                 yield Condition(kind=kind, level=level)
+
+    def _check_used(self) -> None:
+        """SettingError where a setting is given whose conditions are not."""
+        for name, kinds in _OF.items():
+            value = getattr(self, name)
+            if value != getattr(Robustness, name) and not any(getattr(self, k) for k in kinds):
+                raise SettingError(
+                    f"{name} is {value}, and there is no {' or '.join(kinds)} that it is of; "
+                    "leave it out"
+                )
 
     def _levels(self, kind: str) -> list[Any]:
         found = getattr(self, kind)

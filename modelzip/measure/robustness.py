@@ -339,6 +339,8 @@ def _rewritten(
     return dataset.rewritten(chosen, texts)
 
 
-def _spread(dataset: Dataset[Any], samples: int) -> range:
+def _spread(dataset: Dataset[Any], samples: int) -> list[int]:
+    """Indices of so many samples, evenly spread to the end: a dataset may be in order of class."""
     size = length(dataset)
-    return range(0, size, max(1, size // samples))[:samples]
+    count = min(size, samples)
+    return [index * size // count for index in range(count)]

@@ -33,6 +33,9 @@ def test_every_level_is_a_condition():
         ({"fgsm": ["a bit"]}, "fgsm must be a change such as 2/255, got 'a bit'"),
         ({"fgsm": [8]}, r"fgsm must be a fraction in \(0, 1\), got 8"),
         ({"bit_flips": [0]}, r"bit_flips must be a fraction in \(0, 1\), got 0"),
+        ({"jpeg": [75], "draws": 3}, "draws is 3, and there is no bit_flips that it is of; leave"),
+        ({"fgsm": [0.1], "pgd_steps": 5}, "pgd_steps is 5, and there is no pgd that it is of"),
+        ({"jpeg": [75], "attack_samples": 9}, "attack_samples is 9, and there is no fgsm or pgd"),
         ({"jpeg": [75], "draws": 0}, "draws must be an integer of at least 1, got 0"),
     ],
 )
