@@ -68,9 +68,11 @@ def sms_spam(
     if limit is not None:
         chosen = chosen[: checks.integer("limit", limit, low=1)]
 
-    def messages(indices: Tensor, **noise: float) -> Messages:
+    def messages(indices: Tensor, **noise: float) -> Sentences:
         found = [texts[i] for i in indices.tolist()]
         targets = torch.tensor(labels)[indices]
+        if all(share == 0 for share in noise.values()):
+            return Sentences(found, targets, tokens, length=length)
         return Messages(found, targets, tokens, length=length, seed=seed, **noise)
 
     return Splits(

@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer
 
 from modelzip.data import calibration_batches, check, files, sms, sms_spam
-from modelzip.data.base import Splits
+from modelzip.data.base import Augmented, Splits
+from modelzip.data.store import Store, check_store
 from modelzip.errors import DataError, MissingExtraError, SettingError
 
 real = pytest.mark.skipif(
@@ -59,6 +60,14 @@ def test_the_file_beside_the_model_takes_raw_messages(folder, tmp_path):
     assert len(tokens.encode("see you at " * 50).ids) == 12
 
 
+def test_without_noise_they_are_the_same_in_each_epoch_and_can_be_stored(folder):
+    assert isinstance(small().train, Augmented)
+    splits = small(dropped=0, typos=0)
+    assert not isinstance(splits.train, Augmented)
+    assert not isinstance(splits.test, Augmented)
+    check_store(Store(filters=["delta:-1"]), splits.train)
+
+
 def test_training_messages_are_mistyped_anew_in_each_epoch(folder):
     train = small(dropped=0.3, typos=0.5).train
     plain, _ = train.__getitems__(range(len(train)))
@@ -79,13 +88,6 @@ def test_messages_can_be_rewritten(folder):
     assert torch.equal(found.targets, test.targets[[3, 0]])
     assert torch.equal(found[1][0], test[0][0])
     assert not torch.equal(found[0][0], test[3][0])
-
-
-def test_without_typing_errors_epochs_are_alike(folder):
-    train = small(dropped=0.0, typos=0.0).train
-    before = train[3][0]
-    train.set_epoch(5)
-    assert torch.equal(train[3][0], before)
 
 
 def test_limit_keeps_a_part_of_the_training_messages(folder):
