@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from modelzip.core import checks
 from modelzip.data.base import Splits
@@ -57,6 +57,19 @@ class ArrayDataset(Pipeline):
             crop=self.crop,
             seed=self.seed,
         )
+
+
+def in_hand(dataset: Dataset[Any] | Sequence[Any]) -> Dataset[Any] | Sequence[Any]:
+    """`dataset`, or where it is a `Subset` of an `ArrayDataset` those samples as one.
+
+    >>> data = ArrayDataset(torch.zeros(4, 2), torch.arange(4))
+    >>> in_hand(Subset(data, [3, 1])).targets.tolist()
+    [3, 1]
+    """
+    if not isinstance(dataset, Subset):
+        return dataset
+    whole = in_hand(dataset.dataset)
+    return whole.take(dataset.indices) if isinstance(whole, ArrayDataset) else dataset
 
 
 def split_off(

@@ -130,6 +130,8 @@ def k_center_greedy(points: Tensor, count: int) -> Tensor:
 
 def unchanging(dataset: Dataset[Any]) -> Dataset[Any]:
     """`dataset` without augmentation; DataError where only itself knows how to leave it out."""
+    if isinstance(dataset, Subset):
+        return Subset(unchanging(dataset.dataset), dataset.indices)
     if isinstance(dataset, Pipeline):
         return dataset.plain()
     if isinstance(dataset, Augmented):

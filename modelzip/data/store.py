@@ -68,6 +68,8 @@ class Store:
         if self.coreset is not None:
             checks.fraction("coreset", self.coreset, zero=False, one=True)
         checks.choice("by", self.by, CHOICES)
+        if self.coreset is None and self.by != "loss":
+            raise SettingError(f"by={self.by} chooses a coreset; give coreset too, such as 0.5")
         checks.flag("compare", self.compare)
         if self.path is not None and not (isinstance(self.path, str) and self.path):
             raise SettingError(f"path must be the path of a file to write, got {self.path!r}")
@@ -97,8 +99,9 @@ def check_store(store: Store, train: Dataset[Any]) -> None:
     SettingError, DataError or MissingExtraError where the settings do not fit the data;
     OutputError where `path` is of something else.
     """
-    if isinstance(train, PackedArrays):
-        raise SettingError(f"store: the training data are packed already, {train.data.path}")
+    whole = _whole(train)
+    if isinstance(whole, PackedArrays):
+        raise SettingError(f"store: the training data are packed already, {whole.data.path}")
     few = take(unchanging(train), range(min(_TRIED, length(train))))
     with tempfile.TemporaryDirectory() as scratch:
         PackedArrays(_packed(few, Path(scratch) / "few.mzd", store)[0])
@@ -129,9 +132,10 @@ def keep(
 
 def trainable(data: PackedDataset, train: Dataset[Any]) -> PackedArrays:
     """`data` normalised and augmented as `train`, which it was packed from."""
-    if isinstance(train, Pipeline):
-        how = {"crop": train.crop, "seed": train.seed}
-        return PackedArrays(data, mean=train.mean, std=train.std, **how)
+    whole = _whole(train)
+    if isinstance(whole, Pipeline):
+        how = {"crop": whole.crop, "seed": whole.seed}
+        return PackedArrays(data, mean=whole.mean, std=whole.std, **how)
     if _has_pixels(train):
         scale = scale_of(train)
         return PackedArrays(data, mean=scale.mean, std=scale.std)
@@ -160,9 +164,15 @@ class _Pixels(Dataset[Any]):
 
 
 def _has_pixels(dataset: Dataset[Any]) -> bool:
+    whole = _whole(dataset)
+    return isinstance(whole, Normalised) and not isinstance(whole, Pipeline)
+
+
+def _whole(dataset: Dataset[Any]) -> Dataset[Any]:
+    """What a `Subset` is of."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return isinstance(dataset, Normalised) and not isinstance(dataset, Pipeline)
+    return dataset
 
 
 def _packed(

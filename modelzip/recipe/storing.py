@@ -42,7 +42,8 @@ def stocked(
     path, found_at = _place(store, folder), folder / _FOUND
     original = shop.splits.train
     if found_at.exists():
-        train, found = trainable(PackedDataset(path), original), _read(found_at)
+        found = _read(found_at)
+        train = trainable(_as_noted(path, found, folder), original)
     else:
         log.info("storing the training data")
         kept = keep(original, path, store, model=model, seed=shop.seed, progress=progress)
@@ -127,6 +128,17 @@ def _with(shop: Workshop, train: PackedArrays) -> Workshop:
         splits, samples=samples, batch_size=shop.batch_size, seed=shop.seed
     )
     return dataclasses.replace(shop, splits=splits, calibration=calibration)
+
+
+def _as_noted(path: Path, found: StoredData, folder: Path) -> PackedDataset:
+    """The file at `path`; SettingError unless it is the one that was `found` before."""
+    data, size = PackedDataset(path), path.stat().st_size
+    if (len(data), size) != (found.samples, found.bytes_after):
+        raise SettingError(
+            f"{path} is not what this run stored: {len(data)} samples in {size} bytes, not "
+            f"{found.samples} in {found.bytes_after}; remove {folder}"
+        )
+    return data
 
 
 def _read(path: Path) -> StoredData:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from modelzip.data import ArrayDataset, PackedArrays, PackedDataset, coreset, pack
 from modelzip.data import without_duplicates as distinct
@@ -167,7 +168,7 @@ def test_what_cannot_be_chosen_from_is_refused():
     with pytest.raises(DataError, match="Changing augments its samples itself"):
         distinct(Changing())
     with pytest.raises(DataError, match="Changing augments its samples itself"):
-        coreset(Fixed(), Changing(), 0.5)
+        coreset(Fixed(), Subset(Changing(), range(2)), 0.5)
     with pytest.raises(SettingError, match=r"fraction must be a fraction in \(0, 1\], got 50; for"):
         coreset(Fixed(), data, 50)
     with pytest.raises(SettingError, match="by has no choice 'los'; did you mean 'loss'"):

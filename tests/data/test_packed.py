@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from modelzip.archive.codecs import NAMES
 from modelzip.archive.container import Writer
@@ -168,6 +168,17 @@ def test_rows_of_any_length_and_bytes(path, single):
     texts = [(b"free prize", 1), (b"", 0), (b"hi", 0)]
     pack(texts, path, single=single)
     assert list(PackedDataset(path)) == texts
+
+
+def test_of_a_part_of_what_is_in_memory_it_is_what_is_held(path):
+    held = ArrayDataset(
+        smooth(), torch.arange(len(smooth())), mean=[0.5] * 3, std=[0.1] * 3, crop=2
+    )
+    form = pack(Subset(Subset(held, [5, 3, 1]), [2, 0]), path, bits=7).form
+    assert (form.dtype, form.shape) == ("uint8", tuple(smooth().shape[1:]))
+    data = PackedDataset(path)
+    assert data.labels.tolist() == [1, 5]
+    assert torch.equal(data[1][0], smooth()[5] // 2 * 2 + 1)
 
 
 def test_one_chunk_is_decoded_once_for_a_batch(path):
@@ -394,6 +405,9 @@ def test_samples_that_cannot_be_packed_are_named_and_nothing_is_written(path, it
         ({"filters": "delta:3"}, r"filter 'delta:3' has no axis in samples of shape \[3, 8, 6\]"),
         ({"filters": "green:1"}, "filter 'green:1' needs three colours"),
         ({"filters": ["planes", "delta:0"]}, "filter 'planes' must be 'planes' and the last"),
+        ({"filters": 3}, "filters must be a list of names, got 3"),
+        ({"filters": None}, "filters must be a list of names, got None"),
+        ({"filters": [1]}, r"filters must be a list of names, got \[1\]"),
         ({"level": 3, "codec": "zlib"}, "level is of zstd, from 1 to 22, got 3 for 'zlib'"),
         ({"chunk": 1 << 24}, "lower chunk"),
     ],

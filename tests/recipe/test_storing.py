@@ -54,6 +54,17 @@ def test_duplicates_go_before_a_coreset_is_chosen(tmp_path, by):
     assert (found.duplicates, found.left_out, found.packed.count) == (30, 30, 30)
 
 
+def test_a_part_of_what_is_in_memory_is_stored_as_it_is_held(tmp_path):
+    train = torch.utils.data.Subset(images(), range(0, 60, 2))
+    check_store(Store(bits=5), train)
+    found = kept(train, tmp_path, bits=5, coreset=0.5)
+    assert found.packed.form.dtype == "uint8"
+    assert (found.train.mean, found.train.std, found.train.crop) == ((0.5,), (0.25,), 1)
+    packed = found.train.data.batch(range(15))[0]
+    rows = {tuple(image.flatten().tolist()) for image in packed}
+    assert rows <= {tuple(i.flatten().tolist()) for i in images().inputs[::2] // 8 * 8 + 4}
+
+
 class Files(Normalised):
     """Normalised images that are read one by one."""
 
@@ -85,8 +96,12 @@ def test_normalised_images_are_stored_as_the_pixels_they_were(tmp_path):
 
 def test_what_cannot_be_stored_is_refused_before_it_is(tmp_path, monkeypatch):
     path = pack(images(), tmp_path / "b.mzd").path
-    with pytest.raises(SettingError, match="store: the training data are packed already"):
-        check_store(Store(), PackedArrays(PackedDataset(path)))
+    packed = PackedArrays(PackedDataset(path))
+    for again in (packed, torch.utils.data.Subset(packed, range(9))):
+        with pytest.raises(SettingError, match="store: the training data are packed already"):
+            check_store(Store(), again)
+    with pytest.raises(SettingError, match="by=random chooses a coreset; give coreset too"):
+        Store(by="random")
     tokens = ArrayDataset(torch.ones(9, 4, dtype=torch.int64), torch.zeros(9).long())
     with pytest.raises(SettingError, match="bits rounds uint8 images, and samples are int64; lab"):
         check_store(Store(bits=5), tokens)
@@ -145,6 +160,17 @@ def test_a_run_that_was_stopped_takes_up_what_it_stored(recipe, tmp_path):
     resumed = run(recipe, out=tmp_path / "out", resume=True, progress=False)
     assert resumed.hashes == whole.hashes
     assert resumed.data.comparison == whole.data.comparison
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_taken_up(recipe, tmp_path):
+    store = dataclasses.replace(recipe.data.store, path=str(tmp_path / "mine.mzd"))
+    data = recipe.data.model_copy(update={"store": store})
+    recipe = recipe.model_copy(update={"data": data})
+    with pytest.raises(Stopped), stop_after(1):
+        run(recipe, out=tmp_path / "out", progress=False)
+    pack(images(), tmp_path / "mine.mzd")
+    with pytest.raises(SettingError, match=r"mine.mzd is not what this run stored: .*; remove "):
+        run(recipe, out=tmp_path / "out", resume=True, progress=False)
 
 
 def test_a_damaged_note_of_what_was_stored_is_named(tmp_path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from modelzip.data.arrays import ArrayDataset
+from modelzip.data.arrays import ArrayDataset, in_hand
 from modelzip.data.base import length
 from modelzip.data.packed.coding import Items
 from modelzip.data.packed.form import DTYPES
@@ -36,7 +36,8 @@ class Kind(NamedTuple):
 class Source:
     """A dataset to be packed: its length, the kind of its samples, and chunks of them.
 
-    Of an `ArrayDataset` it is what is held in memory, before normalisation and augmentation.
+    Of an `ArrayDataset`, or a `Subset` of one, it is what is held in memory, before normalisation
+    and augmentation.
     A dataset of rows, whose lengths may differ, is read twice.
 
     Raises:
@@ -47,7 +48,7 @@ class Source:
         self.count = length(dataset)  # type: ignore[arg-type]  # a list is as good
         if not self.count:
             raise DataError(f"{type(dataset).__name__} is empty; there is nothing to pack")
-        self._dataset = dataset
+        self._dataset = in_hand(dataset)
         self.kind = self._kind()
 
     def chunks(self, size: int) -> Iterator[tuple[Items, Labels]]:

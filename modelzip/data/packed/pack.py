@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 
 from modelzip.archive.container import Writer
 from modelzip.archive.progress import advancing
+from modelzip.core import checks
 from modelzip.data.packed import coding, filters
 from modelzip.data.packed.coding import Items
+from modelzip.data.packed.filters import AUTO
 from modelzip.data.packed.form import NARROW, PICTURES, Form
 from modelzip.data.packed.items import Source
 from modelzip.errors import DataError, SettingError
@@ -43,7 +45,7 @@ def pack(
     path: str | Path,
     *,
     codec: str = "zstd",
-    filters: str | Sequence[str] = filters.AUTO,
+    filters: str | Sequence[str] = AUTO,
     level: int | None = None,
     chunk: int = 256,
     single: bool = False,
@@ -59,8 +61,8 @@ def pack(
 
     Args:
         dataset: pairs of inputs and an integer label. Inputs are tensors or arrays of one size, or
-            rows of any length (token ids), or `bytes`. Of an `ArrayDataset` what it holds is
-            packed, before normalisation and augmentation.
+            rows of any length (token ids), or `bytes`. Of an `ArrayDataset`, or a
+            `Subset` of one, what it holds is packed, before normalisation and augmentation.
         path: of the file, by custom "train.mzd"; what is there stays until it is whole.
         codec: of bytes (store, deflate, zlib, bzip2, lzma, zstd, lz4, snappy, lzo, huffman, lzw)
             or of images one by one (png, webp).
@@ -95,8 +97,8 @@ def pack(
     if dtype is not None and dtype not in NARROW:
         raise SettingError(f"dtype must be one of {', '.join(NARROW)}, got {dtype!r}")
     codec, quality = _picture(codec, jpeg=jpeg, webp=webp)
-    auto = filters == "auto" and codec not in PICTURES
-    names = () if filters == "auto" else (filters,) if isinstance(filters, str) else tuple(filters)
+    auto = filters == AUTO and codec not in PICTURES
+    names = () if filters == AUTO else checks.names("filters", filters)
     form = Form(
         dtype=source.kind.dtype,
         shape=source.kind.shape,
