@@ -15,7 +15,7 @@ from modelzip.core import checks
 from modelzip.core.running import call, evaluating, frozen
 from modelzip.data.arrays import ArrayDataset
 from modelzip.data.base import Splits, generator_for, loader
-from modelzip.data.checking import logits
+from modelzip.data.checking import check_model, logits
 from modelzip.errors import DataError, ModelError
 from modelzip.train.batch_statistics import compared
 from modelzip.train.processes import placed, uses_bfloat16
@@ -102,9 +102,10 @@ def synthetic_splits(
     """`splits` with synthetic training and validation data, labelled as `model` would; test stays.
 
     Of the data only the shape of a test sample is looked at. DataError and ModelError as
-    `synthesize`.
+    `synthesize`, and where `model` and the test data do not fit.
     """
     example, _ = next(iter(loader(splits.test, batch_size=1)))
+    check_model(model, splits.test, classes=splits.classes)
     held_out = max(1, round(_HELD_OUT * how.samples))
     log.info("making %d synthetic samples", how.samples + held_out)
     batches = synthesize(

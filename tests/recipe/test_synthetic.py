@@ -109,6 +109,16 @@ def test_the_test_data_are_looked_at_first(net):
         open_workshop(data, batch_size=8, calibration=Synthetic(), seed=0, model=net)
 
 
+def test_a_model_that_does_not_take_the_test_data_is_refused_before_any_are_made(net):
+    pairs = [(torch.zeros(3, 8, 8), 0)]
+    data = evaluation_only(pairs, classes=10)
+    with pytest.raises(DataError, match=r"does not take the data's items, float32 \[3, 8, 8\]"):
+        open_workshop(data, batch_size=8, calibration=Synthetic(), seed=0, model=net)
+    fewer = evaluation_only(digits().test, classes=3)
+    with pytest.raises(ModelError, match=r"with 3 classes in the data it must be"):
+        open_workshop(fewer, batch_size=8, calibration=Synthetic(), seed=0, model=net)
+
+
 def test_a_model_is_needed():
     with pytest.raises(SettingError, match="made from the model; pass model="):
         open_workshop(digits(), batch_size=8, calibration=Synthetic(), seed=0)
