@@ -22,7 +22,7 @@ from modelzip.data.checking import check
 from modelzip.errors import SettingError
 from modelzip.export.onnx import export_onnx
 from modelzip.generation.companion import Companion, Given, made
-from modelzip.generation.finetune import finetune_generator, steps_of
+from modelzip.generation.finetune import check_fits, finetune_generator, steps_of
 from modelzip.generation.sheet import check_pillow, write_sheet
 from modelzip.measure.latency import latency_table
 from modelzip.measure.machine import describe, sha256
@@ -163,6 +163,8 @@ def _rehearse(parts: _Parts) -> tuple[PassReport, ...]:
     for index, step in enumerate(recipe.steps):
         if isinstance(step, Pass):
             _add(prepared, step, parts, given, index)
+        else:
+            check_fits(step, given)
     prepared.convert()
     return prepared.reports
 
@@ -186,7 +188,9 @@ def _train(parts: _Parts, folder: Path, *, progress: bool) -> float:
         progress=progress,
     )
     for name, network in networks.items():
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, paths[name])
+        partial = paths[name].with_suffix(".partial")  # a killed run leaves no half of a file
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
+        partial.replace(paths[name])
     return time.perf_counter() - start
 
 

@@ -161,6 +161,27 @@ def test_a_stopped_run_goes_on_with_what_was_trained(write, tmp_path, monkeypatc
     assert whole.compressed.scores == pytest.approx(record.compressed.scores, rel=1e-6)
 
 
+def test_a_half_written_network_is_not_taken_for_a_whole_one(write, tmp_path, monkeypatch):
+    def cut(_, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    recipe = loader.load(write())
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "save_file", cut)
+        with pytest.raises(KeyboardInterrupt):
+            job.generate(recipe, out=tmp_path / "run", progress=False)
+    record = job.generate(recipe, out=tmp_path / "run", resume=True, progress=False)
+    assert record.training_seconds > 0
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_a_gan_without_distillation_is_refused_before_training(write):
+    recipe = write(companion=GAN, steps=[{"finetune": TUNE}])
+    done = modelzip("check", recipe)
+    assert "give distill: true and distill_weight: 1.0" in str(done.exception)
+
+
 def test_check_prints_the_plan(write):
     done = modelzip("check", write())
     assert done.exit_code == 0, done.output

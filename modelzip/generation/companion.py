@@ -36,6 +36,7 @@ class Given:
         scores: of all images made and wanted of a split, figures by name, the better the lower;
             the first is the one to require and to choose by.
         samples: 64 codes to draw a sheet of.
+        paired: whether the image of a code is the one to make of it.
     """
 
     train: Pairs
@@ -44,6 +45,7 @@ class Given:
     loss: Callable[[Tensor, Tensor], Tensor]
     scores: Callable[[Tensor, Tensor], Mapping[str, float]]
     samples: Tensor
+    paired: bool
 
 
 class Companion(nn.Module):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modelzip.core.prepare import Prepared
 from modelzip.core.running import evaluating
@@ -38,6 +40,17 @@ def check_settings(settings: FineTune) -> None:
     for field in dataclasses.fields(settings):
         if field.name not in _FOLLOWED and getattr(settings, field.name) != field.default:
             raise SettingError(f"{field.name} is for classifiers; a generator has no use for it")
+    if not settings.distill and settings.distill_weight != FineTune.distill_weight:
+        raise SettingError(f"distill_weight={settings.distill_weight} needs distill: true")
+
+
+def check_fits(settings: FineTune, given: Given) -> None:
+    """SettingError where `settings` would have the generator learn what nobody wants of it."""
+    if not given.paired and _share(settings) < 1:
+        raise SettingError(
+            "finetune: with this companion no image is the right one for a code; give distill: "
+            "true and distill_weight: 1.0"
+        )
 
 
 def steps_of(settings: FineTune, given: Given, *, batch_size: int) -> int:
@@ -63,13 +76,15 @@ def finetune_generator(
     `distill_weight`, against what `teacher` makes of the same codes.
 
     Raises:
-        SettingError: settings that are for classifiers, or `distill` without a teacher.
+        SettingError: settings that are for classifiers or do not fit `given`, or `distill` without
+            a teacher.
         ModelError: the loss is not finite.
     """
     check_settings(settings)
+    check_fits(settings, given)
     if settings.distill and teacher is None:
         raise SettingError("distill is true, but there is no teacher; pass teacher=original_model")
-    share = settings.distill_weight if settings.distill else 0.0
+    share = _share(settings)
     processes = Processes()
     total = steps_of(settings, given, batch_size=batch_size)
     optimizer = make_optimizer(prepared.model, settings)
@@ -83,10 +98,10 @@ def finetune_generator(
         autocast = torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=half)
         seed_all(seed)
         prepared.model.train()
-        for step in range(1, total + 1):
+        choices = _choices(len(given.train.codes), batch_size, seed=seed)
+        for step, chosen in zip(range(1, total + 1), choices, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step, total=total)
-            chosen = _chosen(len(given.train.codes), batch_size, step, seed=seed)
             pair = given.train.codes[chosen], given.train.images[chosen]
             codes, images = processes.moved(pair)
             with autocast:
@@ -112,9 +127,14 @@ def finetune_generator(
     return sum(last) / len(last)
 
 
-def _chosen(size: int, batch_size: int, step: int, *, seed: int) -> torch.Tensor:
-    """The samples of one step: of a new order in each epoch."""
+def _share(settings: FineTune) -> float:
+    """The share of the loss that is against the teacher's images."""
+    return settings.distill_weight if settings.distill else 0.0
+
+
+def _choices(size: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
+    """The samples of each step, without end: of a new order in each epoch, in whole batches."""
     count = min(batch_size, size)
-    epoch, place = divmod((step - 1) * count, size - size % count)
-    order = torch.randperm(size, generator=generator_for(seed, epoch, 3))
-    return order[place : place + count]
+    for epoch in itertools.count():
+        order = torch.randperm(size, generator=generator_for(seed, epoch, 3))
+        yield from torch.split(order[: size - size % count], count)

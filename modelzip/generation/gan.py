@@ -76,7 +76,7 @@ class Discriminator(Companion):
                 codes=torch.randn(len(images), self.latent, generator=random), images=images
             )
         samples = torch.randn(_SAMPLES, self.latent, generator=generator_for(self.seed, _NOISE, 9))
-        return Given(**parts, loss=F.mse_loss, scores=self._scores, samples=samples)
+        return Given(**parts, loss=F.mse_loss, scores=self._scores, samples=samples, paired=False)
 
     def train_with(
         self, model: nn.Module, data: Splits, *, batch_size: int, seed: int, progress: bool

@@ -26,10 +26,19 @@ Step = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def plain(inputs: Tensor, dataset: Dataset[Any]) -> Tensor:
-    """Images [N, 1, 28, 28] of a dataset as pixels in [0, 1], however they are normalised."""
+    """Images [N, 1, 28, 28] of a dataset as pixels in [0, 1], however they are normalised.
+
+    DataError for images of another shape, or values outside [0, 1] that no mean and std explain.
+    """
     if list(inputs.shape[1:]) != _SHAPE:
         raise DataError(f"images are {list(inputs.shape[1:])}; these networks take {_SHAPE}")
     if not isinstance(dataset, Normalised) or not dataset.mean:
+        low, high = inputs.aminmax()
+        if low < 0 or high > 1:
+            raise DataError(
+                f"pixels are {low:.4g} to {high:.4g}, not in [0, 1]; leave them as they are, or "
+                "have the dataset say how they were normalised (modelzip.data.base.Normalised)"
+            )
         return inputs
     return (inputs * dataset.std[0] + dataset.mean[0]).clamp(0, 1)
 

@@ -56,7 +56,7 @@ class Encoder(Companion):
                 "squared error of a pixel": float(F.mse_loss(images, wanted)),
             }
 
-        return Given(**parts, loss=reconstruction, scores=scores, samples=samples)
+        return Given(**parts, loss=reconstruction, scores=scores, samples=samples, paired=True)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`, in parts, in eval mode and without gradients."""

@@ -88,6 +88,13 @@ def test_images_of_another_size_are_refused(make):
         make().given(other)
 
 
+def test_pixels_that_are_normalised_without_saying_so_are_refused(make):
+    pairs = [(torch.full((1, 28, 28), -2.0), 0)] * 4
+    other = Splits(train=pairs, validation=pairs, test=pairs, classes=2)
+    with pytest.raises(DataError, match=r"pixels are -2 to -2, not in \[0, 1\]; leave them"):
+        make().given(other)
+
+
 def test_a_loss_that_is_not_finite_is_an_error(data):
     companion = MAKERS["vae"](lr=1e30)
     with pytest.raises(ModelError, match=r"the loss is .* at step \d+ of 8; lower lr"):

@@ -6,8 +6,8 @@ import torch
 import modelzip as mz
 from modelzip import zoo
 from modelzip.errors import ModelError, SettingError
-from modelzip.generation import finetune_generator, made, vae_encoder
-from modelzip.generation.finetune import check_settings, steps_of
+from modelzip.generation import finetune_generator, gan_discriminator, made, vae_encoder
+from modelzip.generation.finetune import _choices, check_settings, steps_of
 from modelzip.train.settings import FineTune
 
 
@@ -84,6 +84,30 @@ def test_keeping_the_best_epoch_is_refused():
 def test_settings_of_classifiers_are_refused():
     with pytest.raises(SettingError, match="label_smoothing is for classifiers"):
         check_settings(FineTune(steps=1, keep="last", label_smoothing=0.1))
+
+
+def test_a_weight_of_distillation_needs_it():
+    with pytest.raises(SettingError, match=r"distill_weight=1.0 needs distill: true"):
+        check_settings(FineTune(steps=1, keep="last", distill_weight=1.0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"distill": True}])
+def test_a_gan_is_not_tuned_towards_images_that_no_code_is_of(data, settings):
+    given = gan_discriminator(latent=4, width=4).given(data)
+    with pytest.raises(SettingError, match=r"with this companion no image is the right one"):
+        tune(prepared(), given, teacher=zoo.image_generator(latent=4, width=4), **settings)
+
+
+def test_each_epoch_has_every_sample_once_and_an_order_of_its_own():
+    parts = [part.tolist() for part, _ in zip(_choices(7, 3, seed=0), range(6), strict=False)]
+    epochs = [parts[start] + parts[start + 1] for start in (0, 2, 4)]
+    assert all(len(set(epoch)) == 6 for epoch in epochs)  # the seventh makes no batch
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_fewer_samples_than_a_batch_are_taken_together():
+    steps = [sorted(part.tolist()) for part, _ in zip(_choices(3, 8, seed=0), "ab", strict=False)]
+    assert steps == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_distilling_needs_a_teacher(given):
