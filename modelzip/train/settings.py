@@ -124,6 +124,11 @@ class FineTune:
         checks.integer("generator_warmup", self.generator_warmup, low=0)
         if self.data == "generator":
             self._check_generator()
+        elif self.generator_warmup != FineTune.generator_warmup:
+            raise SettingError(
+                f"generator_warmup={self.generator_warmup} is for data: generator, "
+                f"got data={self.data!r}"
+            )
         if self.augment is not None:
             object.__setattr__(self, "augment", check_ranges("augment", self.augment))
         checks.fraction("augment_share", self.augment_share, zero=False, one=True)
