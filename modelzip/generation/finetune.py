@@ -40,8 +40,6 @@ def check_settings(settings: FineTune) -> None:
     for field in dataclasses.fields(settings):
         if field.name not in _FOLLOWED and getattr(settings, field.name) != field.default:
             raise SettingError(f"{field.name} is for classifiers; a generator has no use for it")
-    if not settings.distill and settings.distill_weight != FineTune.distill_weight:
-        raise SettingError(f"distill_weight={settings.distill_weight} needs distill: true")
 
 
 def check_fits(settings: FineTune, given: Given) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modelzip.core import checks
 from modelzip.data.corruptions import check_ranges
@@ -15,6 +16,15 @@ FEATURE_KINDS = ("attention", "values")
 KEEPS = ("best", "best_or_start", "last")
 DATA = ("train", "generator")
 PRECISIONS = ("auto", "float32", "bfloat16")
+_NEEDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # settings, and what they are part of
+    "momentum": ("optimizer", lambda optimizer: optimizer == "sgd"),
+    "distill_weight": ("distill", bool),
+    "temperature": ("distill", bool),
+    "feature_kind": ("distill_features", bool),
+    "feature_weight": ("distill_features", bool),
+    "generator_warmup": ("data", lambda data: data == "generator"),
+    "augment_share": ("augment", bool),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +134,6 @@ class FineTune:
         checks.integer("generator_warmup", self.generator_warmup, low=0)
         if self.data == "generator":
             self._check_generator()
-        elif self.generator_warmup != FineTune.generator_warmup:
-            raise SettingError(
-                f"generator_warmup={self.generator_warmup} is for data: generator, "
-                f"got data={self.data!r}"
-            )
         if self.augment is not None:
             object.__setattr__(self, "augment", check_ranges("augment", self.augment))
         checks.fraction("augment_share", self.augment_share, zero=False, one=True)
@@ -136,6 +141,16 @@ class FineTune:
             checks.positive("clip_norm", self.clip_norm)
         checks.choice("precision", self.precision, PRECISIONS)
         self._check_saving()
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """SettingError for a setting that would do nothing."""
+        for name, (switch, on) in _NEEDS.items():
+            given, default = getattr(self, name), getattr(FineTune, name)
+            if given != default and not on(getattr(self, switch)):
+                raise SettingError(
+                    f"{name}={given!r} does nothing with {switch}={getattr(self, switch)!r}"
+                )
 
     def _check_generator(self) -> None:
         if not self.distill:

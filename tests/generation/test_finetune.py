@@ -86,11 +86,6 @@ def test_settings_of_classifiers_are_refused():
         check_settings(FineTune(steps=1, keep="last", label_smoothing=0.1))
 
 
-def test_a_weight_of_distillation_needs_it():
-    with pytest.raises(SettingError, match=r"distill_weight=1.0 needs distill: true"):
-        check_settings(FineTune(steps=1, keep="last", distill_weight=1.0))
-
-
 @pytest.mark.parametrize("settings", [{}, {"distill": True}])
 def test_a_gan_is_not_tuned_towards_images_that_no_code_is_of(data, settings):
     given = gan_discriminator(latent=4, width=4).given(data)

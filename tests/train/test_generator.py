@@ -135,7 +135,7 @@ def test_a_teacher_without_batch_norm_is_refused():
         ({"steps": None, "epochs": 2}, "so epochs=2 says nothing; give steps"),
         ({"augment": {"jpeg": [50, 95]}}, "augment is for training images, not for data: gen"),
         ({"data": "generated"}, "data has no choice 'generated'; did you mean 'generator'?"),
-        ({"data": "train"}, "generator_warmup=3 is for data: generator, got data='train'"),
+        ({"data": "train"}, "generator_warmup=3 does nothing with data='train'"),
         ({"generator_warmup": -1}, "generator_warmup must be an integer of at least 0, got -1"),
     ],
 )

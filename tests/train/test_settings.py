@@ -34,6 +34,12 @@ def test_repr_builds_the_same_settings():
         ({"keep": "first"}, "keep has no choice 'first'"),
         ({"clip_norm": 0}, "clip_norm must be above 0, got 0"),
         ({"precision": "fp16"}, "precision has no choice 'fp16'"),
+        ({"optimizer": "adam", "momentum": 0.5}, "momentum=0.5 does nothing with optimizer='adam'"),
+        ({"distill_weight": 0.5}, "distill_weight=0.5 does nothing with distill=False"),
+        ({"temperature": 2}, "temperature=2 does nothing with distill=False"),
+        ({"distill": True, "feature_kind": "values"}, r"does nothing with distill_features=\(\)"),
+        ({"feature_weight": 2.0}, r"feature_weight=2.0 does nothing with distill_features=\(\)"),
+        ({"augment_share": 0.5}, "augment_share=0.5 does nothing with augment=None"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
