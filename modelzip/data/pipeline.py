@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import numbers
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modelzip.core import checks
 from modelzip.data.base import Augmented, Normalised, generator_for
 from modelzip.errors import DataError, SettingError
 
@@ -40,10 +43,15 @@ class Pipeline(Augmented, Normalised):
         crop: int = 0,
         seed: int = 0,
     ) -> None:
+        _check_numbers("mean", mean)
+        _check_numbers("std", std)
+        checks.integer("crop", crop, low=0)
         if len(mean) != len(std):
             raise SettingError(
                 f"mean has {len(mean)} values and std {len(std)}; give one a channel"
             )
+        if any(deviation <= 0 for deviation in std):
+            raise SettingError(f"std must be above 0, as inputs are divided by it, got {list(std)}")
         if mean and (len(shape) < 2 or shape[1] != len(mean)):
             raise SettingError(
                 f"mean and std have {len(mean)} values, and inputs of shape "
@@ -110,3 +118,13 @@ class Pipeline(Augmented, Normalised):
         batch = torch.arange(len(images))[:, None, None]
         # indexing dimensions 0, 2 and 3 moves channels last: B x H x W x C
         return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _check_numbers(name: str, values: object) -> None:
+    """SettingError unless `values` are numbers, one a channel."""
+    if (
+        isinstance(values, str)
+        or not isinstance(values, Sequence)
+        or not all(isinstance(value, numbers.Real) and math.isfinite(value) for value in values)
+    ):
+        raise SettingError(f"{name} must be a list of numbers, one a channel, got {values!r}")

@@ -73,6 +73,10 @@ def test_an_index_out_of_range_ends_iteration():
         ({"targets": torch.ones(6)}, DataError, "labels must be integers, got torch.float32"),
         ({"mean": (0.5,)}, SettingError, "mean has 1 values and std 0; give one a channel"),
         ({"mean": (0.5,), "std": (1.0,)}, SettingError, "mean and std have 1 values"),
+        ({"mean": 0.5}, SettingError, "mean must be a list of numbers, one a channel, got 0.5"),
+        ({"std": ["a"]}, SettingError, r"std must be a list of numbers, .*, got \['a'\]"),
+        ({"mean": (0,), "std": (0,)}, SettingError, r"std must be above 0, .*, got \[0\]"),
+        ({"crop": 1.5}, SettingError, "crop must be an integer of at least 0, got 1.5"),
         ({"inputs": torch.ones(6, 2), "crop": 1}, SettingError, r"crop needs images .* \[6, 2\]"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,15 @@ from torch.utils.data import DataLoader, Subset
 
 from modelzip.archive.codecs import NAMES
 from modelzip.archive.container import Writer
-from modelzip.data import ArrayDataset, ChunkShuffled, PackedDataset, loader, pack
+from modelzip.data import (
+    ArrayDataset,
+    ChunkShuffled,
+    PackedArrays,
+    PackedDataset,
+    Splits,
+    loader,
+    pack,
+)
 from modelzip.data.packed import filters
 from modelzip.errors import ArchiveError, DataError, MissingExtraError, SettingError
 
@@ -417,6 +426,23 @@ def test_settings_that_do_not_fit_are_refused(path, changes, message):
         pack(images(), path, **changes)
 
 
+@pytest.mark.parametrize("shape", [None, [0]])
+def test_more_labels_than_there_are_take_no_memory(path, shape):
+    def write(chunk):
+        with Writer(path) as writer:
+            writer.add("inputs/0", b"")
+            writer.add("labels/0", zlib.compress(bytes(8)))
+            said = {"version": 1, "count": chunk, "dtype": "int64", "shape": shape, "chunk": chunk}
+            writer.finish({"dataset": said})
+
+    write(1 << 40)
+    with pytest.raises(ArchiveError, match=r"1099511627776 samples has .*; lower chunk"):
+        PackedDataset(path)
+    write(1 << 27)
+    with pytest.raises(DataError, match="labels of samples 0 to 134217727 are lost"):
+        _ = PackedDataset(path).labels
+
+
 def test_what_is_lossy_leaves_token_ids_text_and_overflow_alone(path):
     with pytest.raises(SettingError, match="bits rounds uint8 images, and samples are int64"):
         pack([(torch.arange(5), 0)], path, bits=5)
@@ -473,10 +499,17 @@ def test_a_changed_byte_anywhere_costs_samples_and_never_changes_one(tmp_path, s
     check()
 
 
-def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
     text = Path(__file__).parents[2].joinpath("docs/data.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(text.split("```python\n")[1].split("```")[0], names)
+    packing, storing = (part.split("```")[0] for part in text.split("```python\n")[1:3])
+    exec(packing, names)
     assert names["label"] == 7
     assert names["inputs"].dtype == torch.float32  # type: ignore[attr-defined]
+    exec(storing, names)
+    stored, splits = names["stored"], names["splits"]
+    assert isinstance(stored, Splits)
+    assert isinstance(splits, Splits)
+    assert isinstance(stored.train, PackedArrays)
+    assert sorted(stored.train.targets.tolist()) == sorted(splits.train.targets.tolist())  # type: ignore[attr-defined]

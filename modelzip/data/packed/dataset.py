@@ -99,7 +99,8 @@ class PackedDataset(Ordered):
     @property
     def labels(self) -> Tensor:
         """All labels, int64 [N]; no inputs are read."""
-        return torch.from_numpy(self._labels_of(np.arange(len(self))))
+        # chunk by chunk: so many as the file says may not be there
+        return torch.from_numpy(np.concatenate([*map(self._labels_in, range(self.chunk_count))]))
 
     def shuffled(self, *, seed: int, share: tuple[int, int] = (0, 1)) -> Shuffled:
         """`ChunkShuffled`, where it matters: not where samples are coded one by one, or all kept.

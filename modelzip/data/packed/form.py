@@ -24,6 +24,7 @@ DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float3
 FLOATS = ("float16", "float32", "float64")
 NARROW = ("float16", "int8", "uint8")
 MAX_CHUNK = 1 << 30  # bytes
+_LABEL = 8  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,11 @@ class Form:
             checks.integer("a side of shape", side, low=0)
         if self.text and (self.shape is not None or self.dtype != "uint8"):
             raise SettingError("text must be of uint8 in rows of any length")
-        if self.chunk * self.item_bytes > MAX_CHUNK:
+        size = self.chunk * max(self.item_bytes, _LABEL)
+        if size > MAX_CHUNK:
             raise SettingError(
-                f"a chunk of {self.chunk} samples has {self.chunk * self.item_bytes} bytes, and "
-                f"at most {MAX_CHUNK} are read at once; lower chunk"
+                f"a chunk of {self.chunk} samples has {size} bytes, and at most {MAX_CHUNK} are "
+                "read at once; lower chunk"
             )
 
     def _check_loss(self) -> None:
