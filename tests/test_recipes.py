@@ -55,6 +55,7 @@ needs_sms = pytest.mark.skipif(
         pytest.param("resnet20_lsq", marks=needs_cifar10),
         pytest.param("resnet20_learn_bits", marks=needs_cifar10),
         pytest.param("resnet56_prune_int8", marks=[needs_cifar10, pytest.mark.timeout(14400)]),
+        pytest.param("resnet56_archive", marks=[needs_cifar10, pytest.mark.timeout(28800)]),
         pytest.param("sms_spam", marks=needs_sms),
         pytest.param("sst2_int8", marks=[needs_sst2, pytest.mark.timeout(1800)]),
     ],
