@@ -29,7 +29,7 @@ from modelzip.measure.machine import describe, sha256
 from modelzip.measure.robustness import RobustnessRow, Served, check_fits, measure_robustness
 from modelzip.recipe import loader, sources, storing
 from modelzip.recipe.keep_float import Serving
-from modelzip.recipe.schema import Plan, Recipe, parse_calibration
+from modelzip.recipe.schema import Plan, Recipe, parse_calibration, parse_store, refuse_both
 from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
@@ -90,6 +90,7 @@ def compress(
     out: str | Path,
     batch_size: int = 128,
     calibration: int | str | Mapping[str, Any] = 512,
+    store: Mapping[str, Any] | None = None,
     seed: int = 0,
     export: Mapping[str, Any] | None = None,
     archive: Mapping[str, Any] | None = None,
@@ -106,6 +107,7 @@ def compress(
         data: the splits; `calibration` samples of the training data are shown to the passes, or
             with "synthetic" (see a recipe's `data`) those made from the model, and only the test
             data are read.
+        store: settings of a recipe's `store`: train and calibrate on data that are kept so.
         export, archive, measure, robustness, require: those sections of a recipe.
         out, resume, progress: as for `run`.
 
@@ -130,16 +132,22 @@ def compress(
         },
     )
     refuse_wrapped(model)
+    looked_at, kept = parse_calibration(calibration), parse_store(store)
+    refuse_both(kept, looked_at)
     shop = open_workshop(
         data,
         batch_size=batch_size,
-        calibration=parse_calibration(calibration),
+        calibration=looked_at,
         model=model,
         seed=seed,
         serving=Serving.of(plan.measure, plan.require),
     )
+    if kept is not None:
+        check_store(kept, shop.splits.train)
     copy = surgery.clone(model)
-    return _carry_out(plan, copy, shop, train=None, out=out, resume=resume, progress=progress)
+    return _carry_out(
+        plan, copy, shop, train=None, store=kept, out=out, resume=resume, progress=progress
+    )
 
 
 def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:
@@ -150,6 +158,8 @@ def rehearse(recipe: Recipe) -> tuple[PassReport, ...]:
         made = dataclasses.replace(made, steps=1)
     shop = workshop(recipe, model, calibration=made)
     check(shop.splits, model=model)
+    if recipe.robustness is not None:
+        check_fits(recipe.robustness, shop.splits.test)
     train = recipe.model.train
     return rehearsal([*([train] if train else []), *recipe.steps], model, shop)
 
@@ -180,9 +190,9 @@ def _carry_out(
     *,
     train: FineTune | None,
     out: str | Path,
+    store: Store | None,
     resume: bool,
     progress: bool,
-    store: Store | None = None,
 ) -> Record:
     start = time.perf_counter()
     refuse_nan(model)

@@ -262,3 +262,9 @@ def test_conditions_that_the_data_cannot_meet_are_told_before_anything_is_done(t
             robustness={"jpeg": [50]},
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rehearsal_tries_conditions_too(folder):
+    recipe = load(folder / "small.yaml", overrides=["robustness={typos: [0.1]}"])
+    with pytest.raises(DataError, match=r"typos 0.1 is for texts, which ArrayDataset does not"):
+        rehearse(recipe)

@@ -113,10 +113,19 @@ def _known(what: str, found: object, kind: type[Any]) -> dict[str, Any]:
     return found
 
 
-def _store(found: object) -> Store | None:
+def parse_store(found: object) -> Store | None:
+    """What `store` says: how training data are kept, or that they are used as they are."""
     if found is None or isinstance(found, Store):
         return found
     return Store(**_known("store", found, Store))
+
+
+def refuse_both(store: Store | None, calibration: int | Synthetic) -> None:
+    """SettingError where training data are to be stored and not to be read."""
+    if store is not None and isinstance(calibration, Synthetic):
+        raise SettingError(
+            "store keeps training data, of which calibration: synthetic reads none; choose one"
+        )
 
 
 def _requirements(value: object) -> tuple[Requirement, ...]:
@@ -183,15 +192,12 @@ class DataSource(_Section):
         int | Synthetic, PlainValidator(parse_calibration), PlainSerializer(_as_written)
     ] = 512
     store: Annotated[
-        Store | None, PlainValidator(_store), PlainSerializer(lambda v: v and settings(v))
+        Store | None, PlainValidator(parse_store), PlainSerializer(lambda v: v and settings(v))
     ] = None
 
     @model_validator(mode="after")
     def _there_to_store(self) -> DataSource:
-        if self.store is not None and isinstance(self.calibration, Synthetic):
-            raise SettingError(
-                "store keeps training data, of which calibration: synthetic reads none; choose one"
-            )
+        refuse_both(self.store, self.calibration)
         return self
 
 

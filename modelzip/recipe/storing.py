@@ -43,6 +43,8 @@ def stocked(
     original = shop.splits.train
     if found_at.exists():
         found = _read(found_at)
+        if found.settings != json.loads(json.dumps(settings(store))):
+            raise SettingError(f"store: {folder} holds data stored otherwise; remove it")
         train = trainable(_as_noted(path, found, folder), original)
     else:
         log.info("storing the training data")

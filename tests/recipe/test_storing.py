@@ -173,6 +173,29 @@ def test_a_file_that_was_replaced_meanwhile_is_not_taken_up(recipe, tmp_path):
         run(recipe, out=tmp_path / "out", resume=True, progress=False)
 
 
+def test_data_in_hand_are_stored_too(tmp_path):
+    splits = Splits(train=images(), validation=images(20), test=images(20), classes=3)
+    model, how = digits_cnn(width=4, classes=3), {"store": {"bits": 5}, "calibration": 20}
+    steps = [mz.FineTune(steps=4, lr=0.01), mz.Int8()]
+    measure = {"runtimes": ["onnxruntime"], "batch_sizes": [1]}
+    given = {"data": splits, "batch_size": 10, "measure": measure, "progress": False}
+    record = mz.compress(model, steps, out=tmp_path / "out", **given, **how)
+    assert (record.data.samples, record.data.settings["bits"]) == (60, 5)
+    assert record.data.comparison is not None
+    with pytest.raises(SettingError, match="store has no setting 'bit'; did you mean 'bits'"):
+        mz.compress(model, steps, out=tmp_path / "b", **given, store={"bit": 5})
+    with pytest.raises(SettingError, match="store keeps training data, of which"):
+        mz.compress(
+            model, steps, out=tmp_path / "b", **given, **{**how, "calibration": "synthetic"}
+        )
+    with pytest.raises(Stopped), stop_after(1):
+        mz.compress(model, steps, out=tmp_path / "c", **given, **how)
+    with pytest.raises(SettingError, match=r"c.partial holds data stored otherwise; remove it"):
+        mz.compress(
+            model, steps, out=tmp_path / "c", resume=True, **given, **{**how, "store": {"bits": 4}}
+        )
+
+
 def test_a_damaged_note_of_what_was_stored_is_named(tmp_path):
     (tmp_path / "stored.json").write_text("{}")
     with pytest.raises(SettingError, match=r"stored.json is damaged .*; remove "):
