@@ -48,6 +48,8 @@ def test_a_generator_makes_pixels_of_codes_and_an_encoder_codes_of_pixels():
 def test_a_generator_of_nothing_is_refused(settings):
     with pytest.raises(SettingError, match="must be an integer of at least"):
         zoo.image_generator(**settings)
+    with pytest.raises(SettingError, match="width must be even, as half of it is a layer's too"):
+        zoo.image_encoder(outputs=3, width=5)
 
 
 @pytest.mark.parametrize("name", MODELS)

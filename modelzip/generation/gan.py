@@ -158,7 +158,7 @@ def gan_discriminator(
     """
     return Discriminator(
         latent=checks.integer("latent", latent, low=1),
-        width=checks.integer("width", width, low=2),
+        width=width,
         epochs=checks.positive("epochs", epochs),
         lr=checks.positive("lr", lr),
         classifier_epochs=checks.positive("classifier_epochs", classifier_epochs),

@@ -125,7 +125,7 @@ def vae_encoder(
     """
     return Encoder(
         latent=checks.integer("latent", latent, low=1),
-        width=checks.integer("width", width, low=2),
+        width=width,
         beta=checks.positive("beta", beta),
         epochs=checks.positive("epochs", epochs),
         lr=checks.positive("lr", lr),

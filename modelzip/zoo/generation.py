@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modelzip.core import checks
+from modelzip.errors import SettingError
 
 _SIDE = 28
 
@@ -49,7 +50,7 @@ def image_generator(*, latent: int = 16, width: int = 32) -> ImageGenerator:
     torch.Size([2, 1, 28, 28])
     """
     checks.integer("latent", latent, low=1)
-    checks.integer("width", width, low=2)
+    _check_width(width)
     return ImageGenerator(latent=latent, width=width)
 
 
@@ -62,7 +63,7 @@ def image_encoder(*, outputs: int, width: int = 32) -> nn.Sequential:
     torch.Size([2, 32])
     """
     checks.integer("outputs", outputs, low=1)
-    checks.integer("width", width, low=2)
+    _check_width(width)
     return nn.Sequential(
         nn.Conv2d(1, width // 2, 4, stride=2, padding=1),
         nn.LeakyReLU(0.2),
@@ -73,6 +74,11 @@ def image_encoder(*, outputs: int, width: int = 32) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(2 * width * (_SIDE // 4) ** 2, outputs),
     )
+
+
+def _check_width(width: int) -> None:
+    if checks.integer("width", width, low=2) % 2:
+        raise SettingError(f"width must be even, as half of it is a layer's too, got {width}")
 
 
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
