@@ -3,7 +3,7 @@
     python benchmarks/robustness.py [--samples 1000] [--attacked 200] [--attacks-alone] [--train]
 
 Both files run in onnxruntime on test images, and with `--train` so do those of the same model
-fine-tuned for four half-epochs on JPEG images, which takes several minutes more.
+fine-tuned for 16 epochs on images of which 55 % are JPEG, which takes half an hour more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from modelzip.train.finetune import finetune
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "resnet20_int8.yaml"
 TRAINING = mz.FineTune(
-    epochs=2, lr=0.03, warmup=0.2, keep="last", augment={"jpeg": (40, 95)}, augment_share=0.6
+    epochs=16, lr=0.03, warmup=0.2, keep="last", augment={"jpeg": (40, 95)}, augment_share=0.55
 )
 
 
