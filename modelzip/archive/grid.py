@@ -53,7 +53,8 @@ def find_grid(values: Floats) -> Grid | None:
         if steps is None:
             continue
         integers, negative_zero = _to_integers(values, steps, axis)
-        if is_smaller(values, steps.nbytes, int(integers.max()) - int(integers.min()) + 1):
+        kinds = int(integers.max()) - int(integers.min()) + 1
+        if _has_values(steps, integers) and is_smaller(values, steps.nbytes, kinds):
             return Grid(steps, integers, axis, negative_zero)
     return None
 
@@ -68,10 +69,9 @@ def from_grid(grid: Grid) -> Floats:
         raise ArchiveError(f"a grid needs {needed} float32 or float64 steps, got {steps.shape}")
     if not steps.size or not integers.size:
         return np.empty(integers.shape, steps.dtype)
-    bounds = np.finfo(steps.dtype)
     low, high = int(integers.min()), int(integers.max())
-    least, most = float(steps.min()), float(steps.max())
-    if not bounds.tiny <= least <= most < bounds.max / max(-low, high, 1):
+    if not _has_values(steps, integers):
+        least, most = float(steps.min()), float(steps.max())
         raise ArchiveError(f"a grid of steps {least} to {most} has no values at {low} to {high}")
     if not -LARGEST - 1 <= low <= high <= LARGEST:
         raise ArchiveError(f"a grid has integers to {LARGEST}, not {low} to {high}")
@@ -81,6 +81,12 @@ def from_grid(grid: Grid) -> Floats:
     if negative_zero:
         factors[integers == -1] = -0.0
     return factors
+
+
+def _has_values(steps: Floats, integers: Ints) -> bool:
+    """Whether the largest step times the largest integer, of whichever channel, is finite."""
+    bounds, most = np.finfo(steps.dtype), max(-int(integers.min()), int(integers.max()), 1)
+    return bool(bounds.tiny <= steps.min() and steps.max() < bounds.max / most)
 
 
 def _find_steps(values: Floats, axis: int | None) -> Floats | None:

@@ -96,6 +96,13 @@ def test_one_value_off_the_grid_is_no_grid(odd: float) -> None:
     assert find_grid(values) is None
 
 
+def test_channels_too_far_apart_to_be_decoded_are_no_grid() -> None:
+    near = np.array([[1.0], [2.0**990]]) * integers((2, 500), 7)
+    near[0, :2] = 1, 100  # times the step of the other channel, 2**1020, is infinite
+    assert find_grid(near) is not None
+    assert find_grid(near * np.array([[1.0], [2.0**30]])) is None
+
+
 def test_plain_floats_are_no_grid() -> None:
     drawn = np.random.default_rng(0).normal(size=(30, 40))
     for dtype in ("float16", "float32", "float64"):
