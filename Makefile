@@ -19,6 +19,7 @@ test: $(VENV)/.dev check  ## every check and test that CI runs
 
 test-slow: $(VENV)/.dev  ## the long ones, on real data
 	$(BIN)/python -m pytest -q -m slow --timeout 3600
+	$(BIN)/python -m pytest -q tests/numerics tests/archive tests/data --hypothesis-profile default
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
