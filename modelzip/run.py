@@ -132,6 +132,7 @@ def compress(
         },
     )
     refuse_wrapped(model)
+    refuse_nan(model)
     looked_at, kept = parse_calibration(calibration), parse_store(store)
     refuse_both(kept, looked_at)
     shop = open_workshop(
@@ -195,7 +196,6 @@ def _carry_out(
     progress: bool,
 ) -> Record:
     start = time.perf_counter()
-    refuse_nan(model)
     check(shop.splits, model=model)
     rehearsal([*([train] if train else []), *plan.steps], model, shop)
     if plan.robustness is not None:

@@ -17,7 +17,7 @@ from modelzip.data.base import generator_for
 from modelzip.errors import ModelError, SettingError
 from modelzip.generation.companion import Given
 from modelzip.train.loop import make_optimizer
-from modelzip.train.loss import learning_rate
+from modelzip.train.loss import learning_rate, set_rate
 from modelzip.train.processes import Processes, placed, uses_bfloat16
 from modelzip.train.randomness import own_randomness, seed_all
 from modelzip.train.settings import FineTune
@@ -98,8 +98,7 @@ def finetune_generator(
         prepared.model.train()
         choices = _choices(len(given.train.codes), batch_size, seed=seed)
         for step, chosen in zip(range(1, total + 1), choices, strict=False):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step, total=total)
+            set_rate(optimizer, learning_rate(settings, step, total=total))
             pair = given.train.codes[chosen], given.train.images[chosen]
             codes, images = processes.moved(pair)
             with autocast:

@@ -13,8 +13,9 @@ from modelzip.core import checks
 from modelzip.core.running import evaluating
 from modelzip.data.base import Splits, generator_for
 from modelzip.generation.companion import Companion, Given, Pairs
-from modelzip.generation.joint import all_pixels, cosine, generator, set_rate, train_jointly
+from modelzip.generation.joint import all_pixels, generator, train_jointly
 from modelzip.numerics.frechet import frechet_distance
+from modelzip.train.loss import cosine, set_rate
 from modelzip.zoo.generation import image_encoder
 from modelzip.zoo.images import digits_cnn
 

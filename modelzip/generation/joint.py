@@ -104,14 +104,3 @@ def train_jointly(
                 tell(step=number + 1, epoch=epoch + 1, loss=loss, accuracy=math.nan)
     for network in networks:
         network.eval().zero_grad(set_to_none=True)
-
-
-def cosine(lr: float, over: float) -> float:
-    """The learning rate when the share `over` of a training is over."""
-    return 0.5 * lr * (1 + math.cos(math.pi * over))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of parameters the learning rate `lr`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

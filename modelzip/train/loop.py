@@ -21,7 +21,7 @@ from modelzip.data.checking import logits
 from modelzip.errors import DataError, ModelError
 from modelzip.train import state as saved
 from modelzip.train.features import Features, check_ran, feature_distance, recording
-from modelzip.train.loss import learning_rate, loss
+from modelzip.train.loss import learning_rate, loss, set_rate
 from modelzip.train.processes import Processes
 from modelzip.train.progress import Tell, bar
 from modelzip.train.randomness import seed_all
@@ -127,8 +127,7 @@ class Run:
         self, step: int, inputs: Any, targets: Tensor, *, features: tuple[Features, Features]
     ) -> float:
         rate = learning_rate(self.settings, step, total=self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self._check_labels(targets)
         inputs, targets = self.processes.moved((inputs, targets))
         self.optimizer.zero_grad()

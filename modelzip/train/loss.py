@@ -6,6 +6,7 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
 from modelzip.train.settings import FineTune
 
@@ -52,8 +53,23 @@ def learning_rate(settings: FineTune, step: int, *, total: int) -> float:
         return settings.lr * step / warmup
     progress = (step - 1 - warmup) / (total - warmup)
     if settings.schedule == "cosine":
-        return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine(settings.lr, progress)
     if settings.schedule == "step":
         passed = sum(progress >= milestone for milestone in _STEP_MILESTONES)
         return float(settings.lr * _STEP_DECAY**passed)
     return settings.lr
+
+
+def cosine(lr: float, over: float) -> float:
+    """The learning rate when the share `over` of a training is over, which began with `lr`.
+
+    >>> cosine(0.1, 0.5)
+    0.05
+    """
+    return 0.5 * lr * (1 + math.cos(math.pi * over))
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give every group of parameters the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

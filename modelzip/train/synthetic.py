@@ -18,6 +18,7 @@ from modelzip.data.base import Splits, generator_for, loader
 from modelzip.data.checking import check_model, logits
 from modelzip.errors import DataError, ModelError
 from modelzip.train.batch_statistics import compared
+from modelzip.train.loss import set_rate
 from modelzip.train.processes import placed, uses_bfloat16
 
 log = logging.getLogger(__name__)
@@ -157,8 +158,7 @@ def _descend(model: nn.Module, inputs: Tensor, how: Synthetic) -> Tensor:
     bfloat16 = uses_bfloat16("auto", inputs.device)
     with compared(model) as gap:
         for step in range(how.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
+            set_rate(optimizer, how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps)))
             with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 call(model, inputs)
             distance = gap.take()
