@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from modelzip.archive.pack import pack
 from modelzip.core import surgery
 from modelzip.core.base import Pass, PassReport
 from modelzip.core.prepare import Prepared
@@ -41,7 +40,7 @@ from modelzip.report.generation import (
     notes,
     parity_holds,
 )
-from modelzip.report.measurements import PARITY_SAMPLES, servings
+from modelzip.report.measurements import PARITY_SAMPLES, archived, servings
 from modelzip.report.record import BASELINE, COMPRESSED, FILE
 from modelzip.runtime.session import load
 from modelzip.train.finetune import FineTune
@@ -255,7 +254,7 @@ def _deploy(
     scores = dict(given.scores(_images(path, given.test.codes), given.test.images))
     packed = None
     if recipe.archive is not None:
-        packed = pack(path, path.with_suffix(".mzip"), codec=recipe.archive.codec).after
+        packed = archived(path, path.with_suffix(".mzip"), codec=recipe.archive.codec)
     log.info("%s: %s on test, %d bytes", path.name, _text(scores), size.size_bytes)
     return GeneratorFigures(
         file=path.name,

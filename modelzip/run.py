@@ -14,18 +14,15 @@ from typing import Any
 
 from torch import nn
 
-from modelzip.archive.pack import pack
-from modelzip.archive.unpack import unpack
 from modelzip.core import surgery
 from modelzip.core.base import Pass, PassReport
 from modelzip.core.wrapped import refuse_wrapped
 from modelzip.data.base import Splits
 from modelzip.data.checking import check
 from modelzip.data.store import Store, check_store
-from modelzip.errors import OutputError
 from modelzip.export.onnx import export_onnx
 from modelzip.measure.accuracy import compare as compare_predictions
-from modelzip.measure.machine import describe, sha256
+from modelzip.measure.machine import describe
 from modelzip.measure.robustness import RobustnessRow, Served, check_fits, measure_robustness
 from modelzip.recipe import loader, sources, storing
 from modelzip.recipe.keep_float import Serving
@@ -33,7 +30,7 @@ from modelzip.recipe.schema import Plan, Recipe, parse_calibration, parse_store,
 from modelzip.recipe.steps import carry_out, clean, rehearsal, train_from_scratch
 from modelzip.recipe.workshop import Workshop, open_workshop
 from modelzip.report.folder import RunFolder, partial
-from modelzip.report.measurements import Deployed, compare, deployed
+from modelzip.report.measurements import Deployed, archived, compare, deployed
 from modelzip.report.record import (
     FILE,
     Record,
@@ -300,14 +297,10 @@ def _stocked(
 
 
 def _archive(found: Deployed, codec: str, path: Path) -> Deployed:
-    """Pack the file, unpack it, and note the archive's bytes."""
-    packed = pack(found.path, path, codec=codec)
-    with tempfile.TemporaryDirectory() as scratch:
-        again = unpack(path, Path(scratch) / found.path.name)
-        if sha256(again) != found.figures.sha256:
-            raise OutputError(f"{path} does not unpack to the bytes of {found.path}")
-    log.info("%s: %s", path.name, kilobytes(packed.after))
-    figures = dataclasses.replace(found.figures, archive_bytes=packed.after)
+    """Pack the file, and note the archive's bytes."""
+    size_bytes = archived(found.path, path, codec=codec)
+    log.info("%s: %s", path.name, kilobytes(size_bytes))
+    figures = dataclasses.replace(found.figures, archive_bytes=size_bytes)
     return dataclasses.replace(found, figures=figures)
 
 

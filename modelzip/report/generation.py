@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,19 @@ from modelzip.report import requirements
 from modelzip.report.fastest import situation, where
 from modelzip.report.record import BASELINE, COMPRESSED, FILE, decode
 from modelzip.report.requirements import Outcome, Requirement
-from modelzip.report.text import Rows, count, kilobytes, table, times
+from modelzip.report.text import (
+    OUTCOMES,
+    Rows,
+    count,
+    hash_section,
+    headline,
+    kilobytes,
+    outcome_rows,
+    section,
+    table,
+    times,
+)
+from modelzip.report.verdict import of_files
 
 SCHEMA = "generation 1"
 FARTHEST = 0.001  # mean difference of file and module, of the largest pixel
@@ -96,18 +107,9 @@ def judge(
     latency: Sequence[LatencyRow],
 ) -> tuple[Outcome, ...]:
     """Each requirement, the figure that was measured, and whether it is met."""
-    served = [r for r in latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
-    archived = after.archive_bytes or math.nan
-    measured: dict[str, Mapping[str, float]] = {
-        "archive": {**_ratio(archived, before.size_bytes), "B": archived},
-        "latency": {
-            "x": max((r.ratio for r in served), default=math.nan),
-            "ms": max((r.median_ms for r in served), default=math.nan),
-        },
-        "macs": _ratio(after.macs, before.macs),
-        "parameters": _ratio(after.parameters, before.parameters),
-        "score": _ratio(_first(after), _first(before)),
-        "size": {**_ratio(after.size_bytes, before.size_bytes), "B": after.size_bytes},
+    measured = {
+        **of_files(before, after, latency),
+        "score": requirements.ratio(_first(after), _first(before)),
     }
     return tuple(requirements.judge(r, measured[r.name]) for r in required)
 
@@ -131,7 +133,7 @@ def terminal(record: GenerationRecord) -> str:
     """The summary printed at the end of a run."""
     parts = [_verdict(record), table(summary(record), _SUMMARY), "\n".join(_statistics(record))]
     if record.requirements:
-        parts.append(table(_requirements(record), ["required", "limit", "measured", "met"]))
+        parts.append(table(outcome_rows(record.requirements), OUTCOMES))
     return "\n\n".join(parts)
 
 
@@ -144,10 +146,10 @@ def markdown(record: GenerationRecord, sheets: Mapping[str, str]) -> str:
         table(summary(record), _SUMMARY, form="github"),
         "\n".join(f"- {line}" for line in _statistics(record)),
         "\n\n".join(f"![{what}]({name})\n\n{what}" for what, name in sheets.items()),
-        _section("Requirements", _requirements(record), ["required", "limit", "measured", "met"]),
-        _section("Steps", _steps(record), ["step", "settings", "seconds", "loss", "on validation"]),
-        _section("Latency", _latency(record), ["model", "where", "median ms", "to original"]),
-        _section("Files", [[n, f"`{h}`"] for n, h in record.hashes.items()], ["file", "SHA-256"]),
+        section("Requirements", outcome_rows(record.requirements), OUTCOMES),
+        section("Steps", _steps(record), ["step", "settings", "seconds", "loss", "on validation"]),
+        section("Latency", _latency(record), ["model", "where", "median ms", "to original"]),
+        hash_section(record.hashes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -180,9 +182,7 @@ def summary(record: GenerationRecord) -> list[list[str]]:
 
 
 def _verdict(record: GenerationRecord) -> str:
-    met = sum(o.met for o in record.requirements)
-    word = "PASS" if record.passed else "FAIL"
-    first = f"{word}: {record.name}, {met} of {len(record.requirements)} requirements met"
+    first = headline(record.name, record.requirements, passed=record.passed)
     return "\n".join([first, *(f"! {note}" for note in record.notes)])
 
 
@@ -197,10 +197,6 @@ def _statistics(record: GenerationRecord) -> list[str]:
         f"{record.machine.cpu}",
     ]
     return lines + [f"not measured: {line}" for line in record.missing]
-
-
-def _requirements(record: GenerationRecord) -> Rows:
-    return [[o.name, o.required, o.measured, "yes" if o.met else "NO"] for o in record.requirements]
 
 
 def _steps(record: GenerationRecord) -> Rows:
@@ -227,13 +223,5 @@ def _pair(old: float, new: float, show: Any) -> list[str]:
     return [show(old), show(new), times(new, old)]
 
 
-def _ratio(after: float, before: float) -> dict[str, float]:
-    return {"x": after / before} if before else {}
-
-
 def _first(figures: GeneratorFigures) -> float:
     return next(iter(figures.scores.values()))
-
-
-def _section(title: str, rows: Rows, headers: list[str]) -> str:
-    return f"## {title}\n\n{table(rows, headers, form='github')}" if rows else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelzip.archive.pack import pack
+from modelzip.archive.unpack import unpack
 from modelzip.data.base import Splits, loader
-from modelzip.errors import ExportError, ModelzipError
+from modelzip.errors import ExportError, ModelzipError, OutputError
 from modelzip.measure.accuracy import Comparison, Predictions, accuracy, predict
 from modelzip.measure.accuracy import compare as compare_predictions
 from modelzip.measure.classes import class_scores
@@ -83,6 +86,19 @@ def deployed(
         memory=peak_memory(path, resized(example_inputs, 1)),
     )
     return Deployed(module=module, path=path, figures=figures, predictions=predictions)
+
+
+def archived(path: Path, archive: Path, *, codec: str) -> int:
+    """Pack the file at `path`; the bytes of the archive, once it has unpacked to the same ones.
+
+    OutputError if it does not.
+    """
+    packed = pack(path, archive, codec=codec)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = unpack(archive, Path(scratch) / path.name)
+        if sha256(again) != sha256(path):
+            raise OutputError(f"{archive} does not unpack to the bytes of {path}")
+    return packed.after
 
 
 def compare(

@@ -16,18 +16,28 @@ from modelzip.report.record import Figures, Record
 from modelzip.report.robustness import ROBUSTNESS, robustness_rows
 from modelzip.report.sensitivity import SENSITIVITY, sensitivity_rows
 from modelzip.report.steps import step_sections
-from modelzip.report.text import Rows, count, kilobytes, percent, table, times
+from modelzip.report.text import (
+    OUTCOMES,
+    Rows,
+    count,
+    hash_section,
+    headline,
+    kilobytes,
+    outcome_rows,
+    percent,
+    section,
+    table,
+    times,
+)
 
 _SUMMARY = ["", "original", "compressed", "ratio"]
 
 
 def verdict(record: Record) -> list[str]:
     """The first lines of every rendering: pass or fail, what not to miss, what is fastest."""
-    met = sum(o.met for o in record.requirements)
-    of = f"{met} of {len(record.requirements)} requirements met"
-    word = "PASS" if record.passed else "FAIL"
+    first = headline(record.name, record.requirements, passed=record.passed)
     notes = [f"! {note}" for note in record.notes]
-    return [f"{word}: {record.name}, {of}", *notes, *fastest.lines(record.latency, record.answers)]
+    return [first, *notes, *fastest.lines(record.latency, record.answers)]
 
 
 def terminal(record: Record) -> str:
@@ -38,7 +48,7 @@ def terminal(record: Record) -> str:
         "\n".join(_statistics(record)),
     ]
     if record.requirements:
-        parts.append(table(_requirements(record), ["required", "limit", "measured", "met"]))
+        parts.append(table(outcome_rows(record.requirements), OUTCOMES))
     if record.data is not None:
         parts.append(table(data_rows(record.data, record.compressed), DATA))
         parts.append("\n".join(data_lines(record.data)))
@@ -55,20 +65,20 @@ def markdown(record: Record) -> str:
         "\n".join(f"- {line.removeprefix('! ')}" for line in rest),
         table(summary(record), _SUMMARY, form="github"),
         "\n".join(f"- {line}" for line in _statistics(record)),
-        _section("Requirements", _requirements(record), ["required", "limit", "measured", "met"]),
-        _section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
+        section("Requirements", outcome_rows(record.requirements), OUTCOMES),
+        section("Steps", _steps(record), ["step", "settings", "seconds", "validation accuracy"]),
         *step_sections(record),
         *class_sections(record),
-        _section("Data", data_rows(record.data, record.compressed), DATA),
+        section("Data", data_rows(record.data, record.compressed), DATA),
         "\n".join(f"- {line}" for line in data_lines(record.data)),
-        _section("Robustness", robustness_rows(record.robustness), ROBUSTNESS),
-        _section("Latency", _latency(record.latency), _LATENCY),
+        section("Robustness", robustness_rows(record.robustness), ROBUSTNESS),
+        section("Latency", _latency(record.latency), _LATENCY),
         "\n".join(f"- not measured: {line}" for line in record.missing),
-        _section("Layers", _layers(record), _LAYERS),
-        _section("Sensitivity", sensitivity_rows(record.sensitivity), SENSITIVITY),
-        _section("Left as they were", _protected(record), ["pass", "layer", "why"]),
-        _section("Files", [[n, f"`{h}`"] for n, h in record.hashes.items()], ["file", "SHA-256"]),
-        _section("Machine", _machine(record), ["", ""]),
+        section("Layers", _layers(record), _LAYERS),
+        section("Sensitivity", sensitivity_rows(record.sensitivity), SENSITIVITY),
+        section("Left as they were", _protected(record), ["pass", "layer", "why"]),
+        hash_section(record.hashes),
+        section("Machine", _machine(record), ["", ""]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -163,10 +173,6 @@ def _interval(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.top1:.2f} % ({100 * accuracy.low:.2f} to {100 * accuracy.high:.2f})"
 
 
-def _requirements(record: Record) -> Rows:
-    return [[o.name, o.required, o.measured, "yes" if o.met else "NO"] for o in record.requirements]
-
-
 def _steps(record: Record) -> Rows:
     return [
         [s.name, _settings(s.settings), f"{s.seconds:.1f}", percent(s.accuracy)]
@@ -247,7 +253,3 @@ def _drop(record: Record) -> str:
 def _pair(before: Figures, after: Figures, name: str, show: Any) -> list[str]:
     old, new = getattr(before, name), getattr(after, name)
     return [show(old), show(new), times(new, old)]
-
-
-def _section(title: str, rows: Rows, headers: list[str]) -> str:
-    return f"## {title}\n\n{table(rows, headers, form='github')}" if rows else ""

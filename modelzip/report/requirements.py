@@ -108,6 +108,15 @@ def judge(requirement: Requirement, measured: Mapping[str, float]) -> Outcome:
     )
 
 
+def ratio(compressed: float, baseline: float) -> dict[str, float]:
+    """A figure as a ratio to the original's, for `judge`; absent where there is none.
+
+    >>> ratio(1, 4), ratio(1, 0)
+    ({'x': 0.25}, {})
+    """
+    return {"x": compressed / baseline} if baseline else {}
+
+
 def show(figure: float, unit: str) -> str:
     """`figure` with its unit, to the digits that matter.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from modelzip.report.requirements import Outcome
+
 Rows = Sequence[Sequence[object]]
+OUTCOMES = ["required", "limit", "measured", "met"]
 
 
 def table(rows: Rows, headers: Sequence[str], *, form: str = "simple") -> str:
@@ -55,3 +58,29 @@ def times(new: float, old: float) -> str:
     ('0.250x', '')
     """
     return f"{new / old:.3f}x" if old else ""
+
+
+def section(title: str, rows: Rows, headers: Sequence[str]) -> str:
+    """A table of a Markdown page under a heading; empty without rows."""
+    return f"## {title}\n\n{table(rows, headers, form='github')}" if rows else ""
+
+
+def headline(name: str, outcomes: Sequence[Outcome], *, passed: bool) -> str:
+    """The first line of every rendering of a run.
+
+    >>> headline("a", (), passed=True)
+    'PASS: a, 0 of 0 requirements met'
+    """
+    met = sum(outcome.met for outcome in outcomes)
+    return f"{'PASS' if passed else 'FAIL'}: {name}, {met} of {len(outcomes)} requirements met"
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> Rows:
+    """Cells under the headers of `OUTCOMES`."""
+    return [[o.name, o.required, o.measured, "yes" if o.met else "NO"] for o in outcomes]
+
+
+def hash_section(hashes: Mapping[str, str]) -> str:
+    """The files of a run, by name."""
+    rows = [[name, f"`{sha256}`"] for name, sha256 in hashes.items()]
+    return section("Files", rows, ["file", "SHA-256"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modelzip.measure.classes import f1
 from modelzip.measure.latency import LatencyRow
@@ -13,8 +14,11 @@ from modelzip.report import requirements
 from modelzip.report.fastest import fastest, situation, where
 from modelzip.report.measurements import Findings
 from modelzip.report.record import COMPRESSED, Figures
-from modelzip.report.requirements import Outcome, Requirement, show
+from modelzip.report.requirements import Outcome, Requirement, ratio, show
 from modelzip.runtime.session import FILE_RUNTIMES
+
+if TYPE_CHECKING:
+    from modelzip.report.generation import GeneratorFigures
 
 PARITY_TOLERANCE = 0.001  # share of samples on which file and module may disagree
 _OTHER_AGREEMENT = 0.99  # of runtimes that sum and round in their own order, seen at 8 bits
@@ -102,30 +106,37 @@ def _worst(rows: Sequence[LatencyRow], ratios: Sequence[float]) -> dict[str, flo
     }
 
 
-def _ratio(compressed: float, baseline: float) -> dict[str, float]:
-    return {"x": compressed / baseline} if baseline else {}
-
-
 def _bytes(compressed: float, baseline: float) -> dict[str, float]:
-    return {**_ratio(compressed, baseline), "B": compressed}
+    return {**ratio(compressed, baseline), "B": compressed}
 
 
 def _measured(
     baseline: Figures, compressed: Figures, found: Findings
 ) -> dict[str, Mapping[str, float]]:
     """Each figure that can be required, in each of its units."""
-    served = [r for r in found.latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
     best = [group.compressed for group in fastest(found.latency)]
     return {
         "accuracy": {"%": 100 * compressed.accuracy.top1},
         "accuracy_drop": {"pp": found.comparison.drop},
         "agreement": {"%": 100 * found.comparison.agreement},
-        "archive": _bytes(compressed.archive_bytes or math.nan, baseline.size_bytes),
         "best_latency": _worst(best, [row.overall for row in best]),
         "f1": {} if (score := f1(compressed.classes)) is None else {"%": 100 * score},
-        "latency": _worst(served, [row.ratio for row in served]),
-        "macs": _ratio(compressed.macs, baseline.macs),
-        "parameters": _ratio(compressed.parameters, baseline.parameters),
         "score": {},  # of generators alone
+        **of_files(baseline, compressed, found.latency),
+    }
+
+
+def of_files(
+    baseline: Figures | GeneratorFigures,
+    compressed: Figures | GeneratorFigures,
+    latency: Sequence[LatencyRow],
+) -> dict[str, Mapping[str, float]]:
+    """What can be required of any model's file, each in its units."""
+    served = [r for r in latency if r.name == COMPRESSED and r.runtime == "onnxruntime"]
+    return {
+        "archive": _bytes(compressed.archive_bytes or math.nan, baseline.size_bytes),
+        "latency": _worst(served, [row.ratio for row in served]),
+        "macs": ratio(compressed.macs, baseline.macs),
+        "parameters": ratio(compressed.parameters, baseline.parameters),
         "size": _bytes(compressed.size_bytes, baseline.size_bytes),
     }
