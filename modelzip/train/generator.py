@@ -28,12 +28,12 @@ _SCALE_LR = 2e-2  # of the last norm, which must find the scale of images wherev
 _STATISTICS_WEIGHT = 1.0  # of the statistics beside the cross entropy
 
 
-class ImageGenerator(nn.Module):
+class ConditionalGenerator(nn.Module):
     """Noise [N, latent] and labels [N] to images [N, C, H, W], through a quarter of that size.
 
     A last batch norm gives each channel a scale of its own, which training finds.
 
-    >>> net = ImageGenerator((3, 30, 30), classes=10, width=4)
+    >>> net = ConditionalGenerator((3, 30, 30), classes=10, width=4)
     >>> net(torch.randn(2, net.latent), torch.tensor([0, 9])).shape
     torch.Size([2, 3, 30, 30])
     """
@@ -105,14 +105,14 @@ class Generated(Source):
     device: torch.device
     bfloat16: bool
     warm: bool = False
-    _net: ImageGenerator = field(init=False)
+    _net: ConditionalGenerator = field(init=False)
     _optimizer: Adam = field(init=False)
 
     def __post_init__(self) -> None:
         check_teacher(self.teacher, self.shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self._net = ImageGenerator(self.shape, classes=self.classes).to(self.device)
+            self._net = ConditionalGenerator(self.shape, classes=self.classes).to(self.device)
         scale = list(self._net.scale.parameters())
         rest = [p for name, p in self._net.named_parameters() if not name.startswith("scale.")]
         groups = [{"params": rest, "lr": _LR}, {"params": scale, "lr": _SCALE_LR}]
